@@ -1,0 +1,1 @@
+"""The mathematics: each op in plain PyTorch, differentiated by autograd. The oracle of every other backend."""
