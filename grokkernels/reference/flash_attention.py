@@ -13,6 +13,8 @@ lse is the natural logarithm of the softmax's whole denominator, the sink includ
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from grokkernels.reference.precision import accumulation_dtype
@@ -51,14 +53,14 @@ def flash_attention(
     visible = _visible(i, j, causal, window)  # (B or 1, 1, T, S)
 
     # A key that no query sees is never read: its row may hold anything, in the gradient too.
-    unseen = ~visible.any(dim=2).view(-1, keys, 1, 1)
+    unseen = ~visible.any(dim=2)[:, 0, :, None, None]  # (B or 1, S, 1, 1)
     k, v = (x.to(acc).masked_fill(unseen, 0).repeat_interleave(group, dim=2) for x in (k, v))
 
     s = torch.einsum("bthd,bshd->bhts", q.to(acc), k) * (dim**-0.5 if scale is None else scale)
     if softcap > 0:
         s = softcap * torch.tanh(s / softcap)
     if temperature_len > 0:
-        temperature = torch.log2(i.clamp(min=1).to(acc)) / torch.log2(torch.tensor(temperature_len, dtype=acc))
+        temperature = torch.log2(i.clamp(min=1).to(acc)) / math.log2(temperature_len)
         s = s * torch.where(i > temperature_len, temperature, 1)
     if alibi_slopes is not None:
         s = s - alibi_slopes.to(acc).view(-1, heads, 1, 1) * (i - j).abs()
@@ -152,7 +154,7 @@ def _positions(
 
 def _visible(i: torch.Tensor, j: torch.Tensor, causal: bool, window: tuple[int, int]) -> torch.Tensor:
     left, right = window
-    visible = (i == i) & (j == j)
+    visible = torch.ones_like(j - i, dtype=torch.bool)
     if causal:
         visible = visible & (j <= i)
     if left >= 0:

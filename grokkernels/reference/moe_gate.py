@@ -67,10 +67,8 @@ def moe_gate(
             raise ValueError("seed must be an int when jitter is not 0, got None")
         index = torch.arange(z.numel(), device=z.device).view_as(z)
         z = z * (1 + jitter * (2 * uniform(index, seed, z.dtype) - 1))
-    if softcap > 0:
-        z = softcap * torch.tanh(z / softcap)
-    routed = torch.logsumexp(z.detach(), dim=-1, keepdim=True).isfinite()  # (N, 1)
-    z = torch.where(routed, z, 0)
+    routed = torch.logsumexp(_cap(z.detach(), softcap), dim=-1, keepdim=True).isfinite()  # (N, 1)
+    z = _cap(torch.where(routed, z, 0), softcap)
 
     p = torch.sigmoid(z) if scoring == "sigmoid" else torch.softmax(z, dim=-1)
     choice = (z if topk_first else p).detach()
@@ -95,6 +93,10 @@ def moe_gate(
     return Routing(weights, indices.int(), counts.int(), load_balance_loss, z_loss)
 
 
+def _cap(z: torch.Tensor, softcap: float) -> torch.Tensor:
+    return softcap * torch.tanh(z / softcap) if softcap > 0 else z
+
+
 def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Indices of the `count` largest of the last dim, the lower index first among equals (torch.topk leaves it open)."""
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
@@ -102,7 +104,7 @@ def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 def _limit_groups(choice: torch.Tensor, num_groups: int, topk_groups: int, best: int) -> torch.Tensor:
     """choice (N, E) with -inf outside each token's best groups."""
-    grouped = choice.view(choice.shape[0], num_groups, -1)
+    grouped = choice.unflatten(-1, (num_groups, -1))
     group_scores = grouped.sort(dim=-1, descending=True).values[..., :best].sum(dim=-1)
     allowed = torch.zeros_like(group_scores, dtype=torch.bool).scatter(1, _largest(group_scores, topk_groups), True)
-    return grouped.masked_fill(~allowed.unsqueeze(-1), -torch.inf).view_as(choice)
+    return grouped.masked_fill(~allowed.unsqueeze(-1), -torch.inf).flatten(1)
