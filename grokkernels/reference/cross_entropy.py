@@ -21,7 +21,8 @@ def cross_entropy(
     """logits (N, V), targets (N,) -> () or, for reduction "none", (N,); float32 (float64 for float64 logits).
 
     z = logit_scale * logits, then softcap * tanh(z / softcap) if softcap > 0.
-    loss_n = -sum_v q_v log softmax(z)_v + z_loss * logsumexp(z)^2, q = (1 - label_smoothing) onehot + label_smoothing/V.
+    loss_n = -sum_v q_v log softmax(z)_v + z_loss * logsumexp(z)^2,
+    with q = (1 - label_smoothing) * onehot(target) + label_smoothing / V.
     Rows whose target is ignore_index give 0; "mean" divides by the number of the others, and is 0 if there are none.
     """
     if reduction not in ("mean", "sum", "none"):

@@ -107,9 +107,9 @@ def flash_attention_varlen(
     return_lse: bool = False,
     block_table: torch.Tensor | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """flash_attention on each of B packed sequences: q (total_q,H,D), k (total_k,Hkv,D) -> o (total_q,H,Dv), lse (H,total_q).
+    """flash_attention on each of B packed sequences.
 
-    Sequence b owns rows cu_seqlens_q[b] .. cu_seqlens_q[b+1] of q and cu_seqlens_k likewise of k and v. The two
+    q (total_q,H,D), k (total_k,Hkv,D), v (total_k,Hkv,Dv) -> o (total_q,H,Dv) [, lse (H,total_q)]. Sequence b owns rows cu_seqlens_q[b] .. cu_seqlens_q[b+1] of q and cu_seqlens_k likewise of k and v. The two
     maxima are hints for kernels. Rows of q past the last sequence give 0 and -inf.
     """
     if block_table is not None:

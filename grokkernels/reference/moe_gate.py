@@ -98,7 +98,7 @@ def _cap(z: torch.Tensor, softcap: float) -> torch.Tensor:
 
 
 def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the `count` largest of the last dim, the lower index first among equals (torch.topk leaves it open)."""
+    """Indices of the `count` largest of the last dim, the lower first among equals (torch.topk leaves it open)."""
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 

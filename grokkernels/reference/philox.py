@@ -1,4 +1,4 @@
-"""Philox4x32-10, the counter-based random numbers of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3").
+"""Philox4x32-10, counter-based random numbers (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
 
 The numbers depend on the counter and the key alone, so every backend draws the same ones in any order.
 """
