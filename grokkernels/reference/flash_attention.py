@@ -109,8 +109,9 @@ def flash_attention_varlen(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """flash_attention on each of B packed sequences.
 
-    q (total_q,H,D), k (total_k,Hkv,D), v (total_k,Hkv,Dv) -> o (total_q,H,Dv) [, lse (H,total_q)]. Sequence b owns rows cu_seqlens_q[b] .. cu_seqlens_q[b+1] of q and cu_seqlens_k likewise of k and v. The two
-    maxima are hints for kernels. Rows of q past the last sequence give 0 and -inf.
+    q (total_q,H,D), k (total_k,Hkv,D), v (total_k,Hkv,Dv) -> o (total_q,H,Dv) [, lse (H,total_q)].
+    Sequence b owns rows cu_seqlens_q[b] .. cu_seqlens_q[b+1] of q and cu_seqlens_k likewise of k and v. The two maxima
+    are hints for kernels. Rows of q past the last sequence give 0 and -inf.
     """
     if block_table is not None:
         raise ValueError("block_table must be None: paged keys are not implemented")

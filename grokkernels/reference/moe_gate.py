@@ -85,7 +85,7 @@ def moe_gate(
 
     tokens = routed.sum().clamp(min=1)
     indices = indices.masked_fill(~routed, -1)
-    counts = torch.bincount(indices[indices >= 0], minlength=experts)
+    counts = (indices.unsqueeze(-1) == torch.arange(experts, device=z.device)).sum(dim=(0, 1))
     share = p / p.sum(dim=-1, keepdim=True).clamp(min=1e-20) if scoring == "sigmoid" else p
     mean_share = share.masked_fill(~routed, 0).sum(dim=0) / tokens
     load_balance_loss = experts * (counts / (tokens * top_k) * mean_share).sum()

@@ -18,17 +18,15 @@ def moe_permute(
     """
     top_k = indices.shape[1]
     expert = indices.reshape(-1).long()
-    kept = (expert >= 0) & (expert < num_experts)
+    chosen = expert.unsqueeze(1) == torch.arange(num_experts, device=x.device)  # (N*K, E)
     if capacity is not None:
-        chosen = (expert.unsqueeze(1) == torch.arange(num_experts, device=x.device)).long()  # (N*K, E)
-        rank = ((chosen.cumsum(dim=0) - 1) * chosen).sum(dim=1)  # how many chose this expert before
-        kept = kept & (rank < capacity)
+        chosen = chosen & (chosen.cumsum(dim=0) <= capacity)
+    kept = chosen.any(dim=1)
     group = torch.where(kept, expert, num_experts)
     order = group.argsort(stable=True)  # row -> (n, k); the dropped ones come last
-    counts = torch.bincount(group, minlength=num_experts + 1)[:num_experts]
     slots = torch.empty_like(order).scatter(0, order, torch.arange(order.numel(), device=x.device))
     rows = x[order // top_k].masked_fill(~kept[order].unsqueeze(1), 0)
-    return rows, slots.masked_fill(~kept, -1).view_as(indices).int(), counts.cumsum(dim=0).int()
+    return rows, slots.masked_fill(~kept, -1).view_as(indices).int(), chosen.sum(dim=0).cumsum(dim=0).int()
 
 
 def moe_unpermute(y: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
