@@ -59,7 +59,11 @@
 #endif
 
 #ifdef GK_SIMD_X86
+#pragma GCC diagnostic push  // GCC 12's own AVX-512 intrinsics start from a register left undefined on purpose
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the narrow types are packed for little-endian machines");
@@ -158,28 +162,8 @@ GK_ALWAYS_INLINE vf fnma(vf a, vf b, vf c) { return fma(-a, b, c); }
 
 // min and max return b when either operand is NaN (and b of two zeros), as the x86 instructions do. So a clamp written
 // max(bound, x) keeps a NaN in x, and acc = max(x, acc) skips it.
-GK_ALWAYS_INLINE vf min(vf a, vf b) {
-#if defined(GK_SIMD_AVX512)
-  return _mm512_min_ps(a, b);
-#elif defined(GK_SIMD_AVX2)
-  return _mm256_min_ps(a, b);
-#elif defined(GK_SIMD_SSE2)
-  return _mm_min_ps(a, b);
-#else
-  return a < b ? a : b;
-#endif
-}
-GK_ALWAYS_INLINE vf max(vf a, vf b) {
-#if defined(GK_SIMD_AVX512)
-  return _mm512_max_ps(a, b);
-#elif defined(GK_SIMD_AVX2)
-  return _mm256_max_ps(a, b);
-#elif defined(GK_SIMD_SSE2)
-  return _mm_max_ps(a, b);
-#else
-  return a > b ? a : b;
-#endif
-}
+GK_ALWAYS_INLINE vf min(vf a, vf b) { return a < b ? a : b; }
+GK_ALWAYS_INLINE vf max(vf a, vf b) { return a > b ? a : b; }
 
 // Correctly rounded; NaN below zero.
 GK_ALWAYS_INLINE vf sqrt(vf x) {
@@ -195,7 +179,7 @@ GK_ALWAYS_INLINE vf sqrt(vf x) {
   return r;
 #endif
 }
-// 1 / sqrt(x) in full precision: two roundings, below 1.1 ulp. Infinity at zero.
+// 1 / sqrt(x) in full precision: two roundings, below 1.5 ulp. Infinity at zero.
 GK_ALWAYS_INLINE vf rsqrt(vf x) { return 1.0f / sqrt(x); }
 
 // The nearest integer, ties to even. |x| must be below 2^31: outside (and for NaN) the value is unspecified.
@@ -228,6 +212,7 @@ GK_ALWAYS_INLINE vf round(vf x) {
 }
 // Toward zero; the same range as round_to_int.
 GK_ALWAYS_INLINE vi truncate_to_int(vf x) { return __builtin_convertvector(x, vi); }
+using grokkernels::to_float;  // of one element, beside the overload for vectors
 GK_ALWAYS_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
 // --------------------------------------------------------------------------------------------------------- reductions
