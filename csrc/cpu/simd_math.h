@@ -107,9 +107,9 @@ GK_ALWAYS_INLINE vf exp2_fast(vf x) {
 // log(1 + f) = f - f^2 / 2 + f^3 q(f). Fit 2^-30.3 of the logarithm.
 GK_ALWAYS_INLINE vf log(vf x) {
   const vmask denormal = x < 0x1p-126f;
-  const vi bits = as_int(select(denormal, x * 0x1p23f, x));
-  const vi exponent = (bits - 0x3f3504f3) >> 23;
-  const vf f = as_float(bits - (exponent << 23)) - 1.0f;
+  const vu bits = as_unsigned(select(denormal, x * 0x1p23f, x));
+  const vi exponent = reinterpret_cast<vi>(bits - 0x3f3504f3u) >> 23;
+  const vf f = as_float(bits - (as_unsigned(exponent) << 23)) - 1.0f;
   const vf e = to_float(exponent) - select(denormal, set1(23.0f), vf{});
   const vf q = detail::polynomial(f, 3.3333313e-01f, -2.500001e-01f, 2.0002072e-01f, -1.6667989e-01f, 1.422036e-01f,
                                   -1.240624e-01f, 1.18835375e-01f, -1.1670025e-01f, 6.74919e-02f);

@@ -44,7 +44,9 @@ uint32_t random_bits() {  // xorshift64*
   random_state ^= random_state >> 27;
   return static_cast<uint32_t>((random_state * 0x2545f4914f6cdd1du) >> 32);
 }
-float uniform(float low, float high) { return low + (high - low) * (static_cast<float>(random_bits() >> 8) * 0x1p-24f); }
+float uniform(float low, float high) {
+  return low + (high - low) * (static_cast<float>(random_bits() >> 8) * 0x1p-24f);
+}
 
 // The distance of neighbouring floats around x, 2^-149 in the denormal range.
 double ulp_of(double x) {
@@ -82,9 +84,10 @@ bool add_error(Error& error, float x, float got, double exact) {
 // Random points in [low, high], random magnitudes of either sign inside it, its ends, and special values.
 std::vector<float> sweep(float low, float high) {
   std::vector<float> points = {low, high};
-  const float special[] = {0.0f,  -0.0f,     0x1p-149f, -0x1p-149f, 0x1p-127f, 0x1p-126f, 1.0f, -1.0f, 0x1.fffffep-1f, 0x1.000002p0f,
-                           0.93f, 0.930001f, 10.0f,     -10.0f,     -14.0f,    14.0f,     15.0f, -15.0f, 3.999999f, 4.0f, 0x1.fffffep127f,
-                           -0x1.fffffep127f};
+  const float special[] = {0.0f,      -0.0f,  0x1p-149f,       -0x1p-149f,      0x1p-127f, 0x1p-126f,
+                           1.0f,      -1.0f,  0x1.fffffep-1f,  0x1.000002p0f,   0.93f,     0.930001f,
+                           10.0f,     -10.0f, -14.0f,          14.0f,           15.0f,     -15.0f,
+                           3.999999f, 4.0f,   0x1.fffffep127f, -0x1.fffffep127f};
   for (float x : special) {
     if (x >= low && x <= high) points.push_back(x);
   }
@@ -111,8 +114,8 @@ Error measure(const char* name, F function, G exact, float low, float high) {
       }
     }
   }
-  std::printf("%-16s on [%11.5g, %11.5g]: %7.3f ulp (at %a), absolute %.2e, relative %.2e\n", name, low, high, error.ulp,
-              error.ulp_at, error.absolute, error.relative);
+  std::printf("%-16s on [%11.5g, %11.5g]: %7.3f ulp (at %a), absolute %.2e, relative %.2e\n", name, low, high,
+              error.ulp, error.ulp_at, error.absolute, error.relative);
   return error;
 }
 
@@ -215,15 +218,17 @@ void test_conversions() {
       for (int d = -1; d <= 1; ++d) values.push_back(float_from_bits(float_bits(y) + d));
     }
   }
-  for (float y : {65504.0f, 65519.996f, 65520.0f, 65536.0f, 0x1.fep127f, 0x1.fefffep127f, 0x1.ffp127f, 0x1.fffffep127f,
-                  0x1p-24f, 0x1p-25f, 0x1.000002p-25f, 0x1.8p-24f, 0x1p-14f, 0x1.ffep-15f, 0x1.fffp-15f, 0x1p-149f, kInfinity, kNaN}) {
+  for (float y :
+       {65504.0f, 65519.996f, 65520.0f, 65536.0f, 0x1.fep127f, 0x1.fefffep127f, 0x1.ffp127f, 0x1.fffffep127f, 0x1p-24f,
+        0x1p-25f, 0x1.000002p-25f, 0x1.8p-24f, 0x1p-14f, 0x1.ffep-15f, 0x1.fffp-15f, 0x1p-149f, kInfinity, kNaN}) {
     values.push_back(y);
     values.push_back(-y);
   }
   values.push_back(float_from_bits(0x7f800001u));  // a signalling NaN whose payload is lost to rounding
   values.push_back(float_from_bits(0xffffffffu));
   for (int i = 0; i < kRandom; ++i) values.push_back(float_from_bits(random_bits()));
-  for (int i = 0; i < kRandom; ++i) values.push_back(std::ldexp(uniform(-2.0f, 2.0f), static_cast<int>(random_bits() % 45) - 27));
+  for (int i = 0; i < kRandom; ++i)
+    values.push_back(std::ldexp(uniform(-2.0f, 2.0f), static_cast<int>(random_bits() % 45) - 27));
   check_values(values);
 }
 
@@ -341,7 +346,8 @@ void test_arithmetic() {
     const vf va = cpu::load(a), vb = cpu::load(b), vc = cpu::load(c);
     const vf fma = cpu::fma(va, vb, vc), fnma = cpu::fnma(va, vb, vc), low = cpu::min(va, vb), high = cpu::max(va, vb);
     const vf chosen = cpu::select(va < vb, vc, va), size = cpu::abs(va), whole = cpu::round(va * 1000.0f);
-    const vi rounded = cpu::round_to_int(va * 1000.0f), truncated = cpu::truncate_to_int(va), picked = cpu::select(va < vb, rounded, truncated);
+    const vi rounded = cpu::round_to_int(va * 1000.0f), truncated = cpu::truncate_to_int(va),
+             picked = cpu::select(va < vb, rounded, truncated);
     const vf root = cpu::sqrt(size), inverse = cpu::rsqrt(size), signed_size = cpu::with_sign(size, vb);
     double sum = 0;
     float largest = a[0], smallest = a[0];
@@ -380,7 +386,8 @@ void test_arithmetic() {
   CHECK(cpu::max(nan, one)[0] == 1.0f && std::isnan(cpu::max(one, nan)[0]));
   CHECK(cpu::min(nan, one)[0] == 1.0f && std::isnan(cpu::min(one, nan)[0]));
   const auto round = [](vf x) { return cpu::round(x); };
-  for (float x : {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 0x1.fffffep22f, 0x1p23f, -0x1.8p30f, 0x1p100f, kInfinity, -kInfinity}) {
+  for (float x :
+       {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, -2.5f, 0x1.fffffep22f, 0x1p23f, -0x1.8p30f, 0x1p100f, kInfinity, -kInfinity}) {
     CHECK(at(round, x) == std::nearbyint(x));
   }
   CHECK(std::isnan(at(round, kNaN)));
@@ -390,7 +397,8 @@ void test_arithmetic() {
   check_at("rsqrt", rsqrt, -1.0f, kNaN);
 }
 
-// ------------------------------------------------------------------------------------------------------- transcendentals
+// -------------------------------------------------------------------------------------------------------
+// transcendentals
 
 constexpr double kPi = 3.14159265358979323846;
 
