@@ -39,18 +39,21 @@ struct FlashAttentionFwdParams {
   FlashAttentionProblem problem;
   void* o;     // (B, T, H, Dv) or (total_q, H, Dv), dense
   float* lse;  // (B, H, T) or (H, total_q), dense
+  float* top;  // as lse: largest score of the row, and
+  float* inv;  // 1 / sum of exp(score - top); 0 for a row without a key
 };
 
 struct FlashAttentionBwdParams {
   FlashAttentionProblem problem;
   AttentionTensor o, dout;  // (B, T, H, Dv) or (total_q, H, Dv)
-  const float* lse;         // (B, H, T) or (H, total_q), dense
-  const float* dlse;        // as lse, or null
+  const float* top;         // (B, H, T) or (H, total_q), dense, as is inv: see above. exp(score - top) * inv has
+  const float* inv;         // a smaller error than exp(score - lse)
+  const float* dlse;        // as top, or null
   void* dq;                 // dense, as are dk and dv
   void* dk;
   void* dv;
   float* dsinks;     // (H), or null when sinks is
-  float* delta;      // as lse: rowsum(dout * o) - dlse
+  float* delta;      // as top: rowsum(dout * o) - dlse
   float* workspace;  // flash_attention_bwd_workspace floats
 };
 

@@ -1,7 +1,8 @@
 // flash_attention, backward, on the CPU: gradients of q, k, v and the sinks in tiles, O(T) memory.
-// Dao et al., "FlashAttention" (2022): p is formed anew from q, k and lse; delta = rowsum(dout * o) - dlse.
+// Dao et al., "FlashAttention" (2022): p is formed anew from q, k and the softmax's statistics.
 //
-//   p = exp(s - lse)   dv = p^T dout   dp = dout v^T   ds = p (dp - delta) ds/d(q.k)   dq = ds k   dk = ds^T q
+//   p = exp(s - top) * inv   delta = rowsum(dout * o) - dlse   dp = dout v^T   ds = p (dp - delta) ds/d(q.k)
+//   dv = p^T dout   dq = ds k   dk = ds^T q   dsink = -sum over rows of p_sink (rowsum(p * dp) - dlse)
 //
 // A task owns one block of keys of one (sequence, kv head): it transposes its k and v once, walks over panels of query
 // rows and keeps dk and dv to itself. dq is added up across tasks, panel by panel, each key block waiting for its turn:
@@ -65,10 +66,13 @@ struct Panel {
   GK_ALWAYS_INLINE int64_t last_block() const { return (seen.end - 1) / kKeys; }
 };
 
-// One row of scores -> p and ds, for the vectors [from, to) of its block of keys, which starts at `key`.
-GK_ALWAYS_INLINE void score_row(const FlashAttentionProblem& problem, bool plain, const RowFacts& facts, int64_t key,
-                                int64_t from, int64_t to, bool masked, float lse, float delta, float* p, float* ds) {
-  const vf shift = set1(lse == -__builtin_inff() ? 0.0f : lse), d = set1(delta);
+// One row of scores -> p and ds, for the vectors [from, to) of its block of keys, which starts at `key`; gives the sum
+// of p * dp.
+GK_ALWAYS_INLINE float score_row(const FlashAttentionProblem& problem, bool plain, const RowFacts& facts, int64_t key,
+                                 int64_t from, int64_t to, bool masked, float top, float inv, float delta, float* p,
+                                 float* ds) {
+  const vf shift = set1(top), d = set1(delta);
+  vf total = vf{};
   for (int64_t v = from; v < to; ++v) {
     vf s = load(p + v * kLanes);
     vf slope = set1(problem.scale);  // of the score in q.k
@@ -82,16 +86,21 @@ GK_ALWAYS_INLINE void score_row(const FlashAttentionProblem& problem, bool plain
       }
       s = fnma(set1(facts.slope), abs(to_float(facts.position - j)), s * facts.temperature);
     }
-    vf e = exp(s - shift);
-    vf g = e * (load(ds + v * kLanes) - d) * slope;
+    const vf dp = load(ds + v * kLanes);
+    vf e = exp(s - shift) * inv;
+    vf g = e * (dp - d) * slope;
+    vf share = e * dp;
     if (masked) {
       const vmask inside = (j >= facts.begin) & (j < facts.end);
       e = select(inside, e, vf{});
       g = select(inside, g, vf{});
+      share = select(inside, share, vf{});
     }
+    total = total + share;
     store(p + v * kLanes, e);
     store(ds + v * kLanes, g);
   }
+  return reduce_add(total);
 }
 
 // Everything of one launch that its tasks share.
@@ -147,9 +156,16 @@ struct Launch {
     GK_SWITCH_DTYPE(p.dtype, T, store_rows<T>(tile, stride, nullptr, panel.count, p.dim, params.dq, rows, panel.first));
   }
 
+  // What the sink of `head` takes of the softmax of the row whose statistics lie at `at`.
+  float sink_probability(int64_t head, int64_t at) const {
+    const vf sink = set1(p.sinks[head]);
+    return exp(sink - params.top[at])[0] * params.inv[at];
+  }
+
   // p and ds of one panel against the keys [range) of the block at `key`; vectors [from, to) of the tile are written.
+  // Each head's share of dsink is added to sink_parts: taken from p and dp, which are float32, not from the rounded o.
   void scores(const Sequence& s, int64_t kv_head, const Panel& panel, int64_t key, KeyRange range, const Arena& arena,
-              int64_t from, int64_t to) const {
+              int64_t from, int64_t to, double* sink_parts) const {
     const float scale = score_scale(p), one = 1.0f;
     const bool plain = plain_scores(p);
     gemm<Into::kWrite, false>(panel.count, to - from, p.dim, arena.queries, arena.stride,
@@ -163,13 +179,15 @@ struct Launch {
       facts.end = static_cast<int32_t>(least(facts.end, range.end));
       const bool masked = facts.begin > key + from * kLanes || facts.end < key + to * kLanes;
       const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
-      score_row(p, plain, facts, key, from, to, masked, params.lse[at], params.delta[at], arena.p + r * kKeys,
-                arena.ds + r * kKeys);
+      const float share = score_row(p, plain, facts, key, from, to, masked, params.top[at], params.inv[at],
+                                    params.delta[at], arena.p + r * kKeys, arena.ds + r * kKeys);
+      if (p.sinks != nullptr)
+        sink_parts[row % group] += double{share} * double{sink_probability(kv_head * group + row % group, at)};
     }
   }
 
   // dk and dv of one block of keys, and its share of dq.
-  void block(const Sequence& s, int64_t kv_head, int64_t number) const {
+  void block(const Sequence& s, int64_t kv_head, int64_t number, double* sink_parts) const {
     const int64_t rows = s.queries * group, panels = panels_before[s.b + 1] - panels_before[s.b];
     const int64_t key = number * kKeys, keys = least(kKeys, s.keys - key);
     const Arena arena(p);
@@ -193,7 +211,7 @@ struct Launch {
           load_rows<T>(q, panel.first, panel.count, p.dim, arena.queries, arena.stride);
           load_rows<T>(dout, panel.first, panel.count, p.value_dim, arena.dout, arena.value_stride);
         });
-        scores(s, kv_head, panel, key, range, arena, from, to);
+        scores(s, kv_head, panel, key, range, arena, from, to, sink_parts);
         const int64_t first = from * kLanes, count = (to - from) * kLanes;
         gemm<Into::kAdd, true>(count, arena.value_stride / kLanes, panel.count, arena.p + first, kKeys, arena.dout,
                                arena.value_stride, arena.dv + first * arena.value_stride, arena.value_stride);
@@ -237,22 +255,20 @@ struct Launch {
     __atomic_store_n(&turn[index], static_cast<int32_t>(number + 1), __ATOMIC_RELEASE);
   }
 
-  // dsink = -sum over the head's rows of p_sink * delta, in the order of the rows.
-  void sink(int64_t head) const {
+  // dsink from the shares of all blocks, `parts` (blocks, B * Hkv, G), and from dlse, in one order.
+  void sink(int64_t head, const double* parts, int64_t blocks) const {
     double total = 0.0;
-    for (int64_t b = 0; b < (p.cu_seqlens_q == nullptr ? p.batch : 1); ++b) {
-      const int64_t at = (b * p.heads + head) * p.queries;
-      vf sum = vf{};
-      for (int64_t t = 0; t < p.queries; t += kLanes) {
-        const int n = static_cast<int>(least(p.queries - t, kLanes));
-        // -infinity is the lse of a row past the last packed sequence: it has no sink.
-        const vf lse = load_n(params.lse + at + t, n, -__builtin_inff()), delta = load_n(params.delta + at + t, n);
-        const vf e = exp(p.sinks[head] - lse) * delta;
-        sum = sum + select(lse == -__builtin_inff(), vf{}, e);
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t b = 0; b < p.batch; ++b)
+        total -= parts[((block * p.batch + b) * p.kv_heads + head / group) * group + head % group];
+    if (params.dlse != nullptr)
+      for (int64_t b = 0; b < p.batch; ++b) {
+        const Sequence s(p, b);
+        const int64_t at = lse_offset(p, s, head);
+        for (int64_t t = 0; t < s.queries; ++t)
+          total += double{sink_probability(head, at + t)} * double{params.dlse[at + t]};
       }
-      total += reduce_add(sum);
-    }
-    params.dsinks[head] = static_cast<float>(-total);
+    params.dsinks[head] = static_cast<float>(total);
   }
 };
 
@@ -284,13 +300,15 @@ void flash_attention_bwd(const FlashAttentionBwdParams& params) {
     }
   });
   // Blocks in ascending order, every head's first block before any second one: see the top.
-  parallel_tasks(heads * most_blocks, cost * (p.dim + p.value_dim) / (4 * most(heads * most_blocks, 1)) + 1,
-                 [&](int64_t i) {
-                   const Sequence s(p, i % heads / p.kv_heads);
-                   if (i / heads * kKeys < s.keys) launch.block(s, i % heads % p.kv_heads, i / heads);
-                 });
+  const int64_t tasks = heads * most_blocks;
+  double* sink_parts = scratch<double>(3, tasks * group);
+  parallel_tasks(tasks, cost * (p.dim + p.value_dim) / (4 * most(tasks, 1)) + 1, [&](int64_t i) {
+    const Sequence s(p, i % heads / p.kv_heads);
+    for (int64_t h = 0; h < group; ++h) sink_parts[i * group + h] = 0.0;
+    if (i / heads * kKeys < s.keys) launch.block(s, i % heads % p.kv_heads, i / heads, sink_parts + i * group);
+  });
   if (params.dsinks != nullptr)
-    for (int64_t head = 0; head < p.heads; ++head) launch.sink(head);
+    for (int64_t head = 0; head < p.heads; ++head) launch.sink(head, sink_parts, most_blocks);
 }
 
 }  // namespace GK_CPU_LEVEL

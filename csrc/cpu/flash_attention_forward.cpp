@@ -214,7 +214,10 @@ void finish(const FlashAttentionFwdParams& params, const Sequence& s, int64_t kv
     store(lse, select(sum == 0.0f, set1(-kInfinity), top + log(sum)));
     for (int i = 0; i < n; ++i) {
       const int64_t row = first_row + r + i;
-      params.lse[lse_offset(p, s, kv_head * group + row % group) + row / group] = lse[i];
+      const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
+      params.lse[at] = lse[i];
+      params.top[at] = state.sum[r + i] == 0.0f ? 0.0f : state.top[r + i];
+      params.inv[at] = factor[r + i];
     }
   }
   const AttentionTensor o{nullptr, p.cu_seqlens_q == nullptr ? p.queries * p.heads * p.value_dim : 0,

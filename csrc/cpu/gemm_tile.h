@@ -3,6 +3,8 @@
 // C (m, n) = A (m, k) B (k, n), with n counted in vectors along the lanes and every A element broadcast. The tile of
 // kTileRows x up to kTileVectors accumulators hides the latency of the multiply-add and leaves one register per vector
 // of B and one for the broadcast. One column panel of B stays in the first-level cache while all rows of A pass it.
+// The k products are added up on their own before they meet C: rounding errors grow with k, not with all that C
+// gathers.
 #pragma once
 
 #include <cstdint>
@@ -34,9 +36,7 @@ GK_ALWAYS_INLINE void gemm_tile(int64_t k, const float* a, int64_t a_stride, con
   for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      if constexpr (kInto == Into::kWrite) sum[r][v] = zero();
-      if constexpr (kInto == Into::kAdd) sum[r][v] = load(c + r * c_stride + v * kLanes);
-      if constexpr (kInto == Into::kRescale) sum[r][v] = load(c + r * c_stride + v * kLanes) * set1(scale[r]);
+      sum[r][v] = zero();
     }
   for (int64_t i = 0; i < k; ++i) {
     vf right[kVectors];
@@ -52,8 +52,12 @@ GK_ALWAYS_INLINE void gemm_tile(int64_t k, const float* a, int64_t a_stride, con
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v)
-      store(c + r * c_stride + v * kLanes, kInto == Into::kWrite ? sum[r][v] * set1(scale[0]) : sum[r][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* at = c + r * c_stride + v * kLanes;
+      if constexpr (kInto == Into::kWrite) store(at, sum[r][v] * set1(scale[0]));
+      if constexpr (kInto == Into::kAdd) store(at, load(at) + sum[r][v]);
+      if constexpr (kInto == Into::kRescale) store(at, fma(load(at), set1(scale[r]), sum[r][v]));
+    }
 }
 
 template <Into kInto, bool kAdjacent, int kVectors>

@@ -122,38 +122,41 @@ void clear_rows_after(const int32_t* offsets, int64_t batch, const Tensor& x) {
               static_cast<size_t>((x.size(0) - offsets[batch]) * row));
 }
 
-std::tuple<Tensor, Tensor> flash_attention_fwd(const Tensor& q, const Tensor& k, const Tensor& v,
-                                               const std::optional<Tensor>& cu_seqlens_q,
-                                               const std::optional<Tensor>& cu_seqlens_k,
-                                               const std::optional<Tensor>& q_start, const std::optional<Tensor>& sinks,
-                                               const std::optional<Tensor>& alibi_slopes, bool causal, double scale,
-                                               double softcap, int64_t left, int64_t right, int64_t temperature_len) {
-  const Inputs in = inputs(q, k, v, cu_seqlens_q, cu_seqlens_k, q_start, sinks, alibi_slopes, causal, scale, softcap,
-                           left, right, temperature_len);
-  const FlashAttentionProblem& p = in.problem;
-  Tensor o = in.packed() ? new_tensor({p.queries, p.heads, p.value_dim}, q.scalar_type(), q)
-                         : new_tensor({p.batch, p.queries, p.heads, p.value_dim}, q.scalar_type(), q);
-  Tensor lse = new_lse(in);
-  float* lse_data = static_cast<float*>(lse.mutable_data_ptr());
-  clear_rows_after(p.cu_seqlens_q, p.batch, o);
-  if (in.packed())
-    for (int64_t h = 0; h < p.heads; ++h)
-      for (int64_t t = p.cu_seqlens_q[p.batch]; t < p.queries; ++t)
-        lse_data[h * p.queries + t] = -std::numeric_limits<float>::infinity();
-  flash_attention_fwd_cpu({.problem = p, .o = o.mutable_data_ptr(), .lse = lse_data});
-  return {o, lse};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_bwd(
-    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& q, const Tensor& k, const Tensor& v,
-    const Tensor& o, const Tensor& lse, const std::optional<Tensor>& cu_seqlens_q,
+std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_fwd(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& cu_seqlens_q,
     const std::optional<Tensor>& cu_seqlens_k, const std::optional<Tensor>& q_start, const std::optional<Tensor>& sinks,
     const std::optional<Tensor>& alibi_slopes, bool causal, double scale, double softcap, int64_t left, int64_t right,
     int64_t temperature_len) {
   const Inputs in = inputs(q, k, v, cu_seqlens_q, cu_seqlens_k, q_start, sinks, alibi_slopes, causal, scale, softcap,
                            left, right, temperature_len);
   const FlashAttentionProblem& p = in.problem;
-  const Tensor dy = readable(dout), y = readable(o), l = dense(lse);
+  Tensor o = in.packed() ? new_tensor({p.queries, p.heads, p.value_dim}, q.scalar_type(), q)
+                         : new_tensor({p.batch, p.queries, p.heads, p.value_dim}, q.scalar_type(), q);
+  Tensor lse = new_lse(in), top = new_lse(in), inv = new_lse(in);
+  float* lse_data = static_cast<float*>(lse.mutable_data_ptr());
+  clear_rows_after(p.cu_seqlens_q, p.batch, o);
+  if (in.packed())
+    for (int64_t h = 0; h < p.heads; ++h)
+      for (int64_t t = p.cu_seqlens_q[p.batch]; t < p.queries; ++t)
+        lse_data[h * p.queries + t] = -std::numeric_limits<float>::infinity();
+  flash_attention_fwd_cpu({.problem = p,
+                           .o = o.mutable_data_ptr(),
+                           .lse = lse_data,
+                           .top = static_cast<float*>(top.mutable_data_ptr()),
+                           .inv = static_cast<float*>(inv.mutable_data_ptr())});
+  return {o, lse, top, inv};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_bwd(
+    const Tensor& dout, const std::optional<Tensor>& dlse, const Tensor& q, const Tensor& k, const Tensor& v,
+    const Tensor& o, const Tensor& top, const Tensor& inv, const std::optional<Tensor>& cu_seqlens_q,
+    const std::optional<Tensor>& cu_seqlens_k, const std::optional<Tensor>& q_start, const std::optional<Tensor>& sinks,
+    const std::optional<Tensor>& alibi_slopes, bool causal, double scale, double softcap, int64_t left, int64_t right,
+    int64_t temperature_len) {
+  const Inputs in = inputs(q, k, v, cu_seqlens_q, cu_seqlens_k, q_start, sinks, alibi_slopes, causal, scale, softcap,
+                           left, right, temperature_len);
+  const FlashAttentionProblem& p = in.problem;
+  const Tensor dy = readable(dout), y = readable(o), top_in = dense(top), inv_in = dense(inv);
   const std::optional<Tensor> dl = dense(dlse);
   for (const Tensor* t : {&dy, &y}) {
     const char* name = t == &dy ? "dout" : "o";
@@ -164,11 +167,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_bwd(
       check_shape(*t, {p.batch, p.queries, p.heads, p.value_dim}, name);
   }
   Tensor delta = new_lse(in);
-  check_dtype(l, ScalarType::Float, "lse");
-  check(l.numel() == delta.numel(), "lse must have shape (B, H, T) or (H, total_q)");
+  for (const Tensor* t : {&top_in, &inv_in}) {
+    const char* name = t == &top_in ? "top" : "inv";
+    check_dtype(*t, ScalarType::Float, name);
+    check(t->numel() == delta.numel(), name, " must have shape (B, H, T) or (H, total_q)");
+  }
   if (dl.has_value()) {
     check_dtype(*dl, ScalarType::Float, "dlse");
-    check(dl->numel() == delta.numel(), "dlse must have the shape of lse");
+    check(dl->numel() == delta.numel(), "dlse must have the shape of top");
   }
   Tensor dq = torch::stable::new_empty(q, q.sizes());
   Tensor dk = torch::stable::new_empty(k, k.sizes());
@@ -181,7 +187,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_bwd(
   flash_attention_bwd_cpu({.problem = p,
                            .o = view(y),
                            .dout = view(dy),
-                           .lse = static_cast<const float*>(l.const_data_ptr()),
+                           .top = static_cast<const float*>(top_in.const_data_ptr()),
+                           .inv = static_cast<const float*>(inv_in.const_data_ptr()),
                            .dlse = data_or_null<float>(dl),
                            .dq = dq.mutable_data_ptr(),
                            .dk = dk.mutable_data_ptr(),

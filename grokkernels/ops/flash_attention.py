@@ -30,7 +30,8 @@ def _bwd_fake(
     k: torch.Tensor,
     v: torch.Tensor,
     o: torch.Tensor,
-    lse: torch.Tensor,
+    top: torch.Tensor,
+    inv: torch.Tensor,
     cu_seqlens_q: torch.Tensor | None,
     cu_seqlens_k: torch.Tensor | None,
     q_start: torch.Tensor | None,
@@ -43,7 +44,7 @@ def _bwd_fake(
 
 _bwd = dispatch.define(
     "flash_attention_bwd",
-    f"(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, {_OPTIONS}) "
+    f"(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor o, Tensor top, Tensor inv, {_OPTIONS}) "
     "-> (Tensor dq, Tensor dk, Tensor dv, Tensor dsinks)",
     _bwd_fake,
 )
@@ -51,26 +52,28 @@ _bwd = dispatch.define(
 
 def _fwd_fake(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens_q: torch.Tensor | None, *rest: Any
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     *outer, queries, heads, _ = q.shape
-    lse = q.new_empty((*outer, heads, queries), dtype=torch.float32)
-    return q.new_empty((*outer, queries, heads, v.shape[-1])), lse
+    lse, top, inv = (q.new_empty((*outer, heads, queries), dtype=torch.float32) for _ in range(3))
+    return q.new_empty((*outer, queries, heads, v.shape[-1])), lse, top, inv
 
 
 def _fwd_setup(ctx: Any, inputs: Any, output: Any) -> None:
     q, k, v, *tensors = inputs[:8]
     ctx.options = inputs[8:]
-    ctx.save_for_backward(q, k, v, *output, *tensors)
+    o, _, top, inv = output
+    ctx.mark_non_differentiable(top, inv)
+    ctx.save_for_backward(q, k, v, o, top, inv, *tensors)
 
 
-def _fwd_backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
+def _fwd_backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None, *_: None) -> tuple[Any, ...]:
     gradients: list[Any] = [None] * (8 + len(ctx.options))
     if dout is None and dlse is None:
         return tuple(gradients)
-    q, k, v, o, lse, *tensors = ctx.saved_tensors
+    q, k, v, o, top, inv, *tensors = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(o)
-    dq, dk, dv, dsinks = _bwd.on(ctx.backend)(dout, dlse, q, k, v, o, lse, *tensors, *ctx.options)
+    dq, dk, dv, dsinks = _bwd.on(ctx.backend)(dout, dlse, q, k, v, o, top, inv, *tensors, *ctx.options)
     gradients[:3] = dq, dk, dv
     if tensors[_SINKS - 3] is not None:
         gradients[_SINKS] = dsinks
@@ -79,7 +82,7 @@ def _fwd_backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None
 
 _fwd = dispatch.define(
     "flash_attention_fwd",
-    f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor o, Tensor lse)",
+    f"(Tensor q, Tensor k, Tensor v, {_OPTIONS}) -> (Tensor o, Tensor lse, Tensor top, Tensor inv)",
     _fwd_fake,
     setup_context=_fwd_setup,
     backward=_fwd_backward,
@@ -260,7 +263,7 @@ def flash_attention(
             q_start=q_start,
             return_lse=return_lse,
         )
-    o, lse = _fwd.on(chosen)(
+    o, lse, _, _ = _fwd.on(chosen)(
         q,
         k,
         v,
@@ -397,7 +400,7 @@ def flash_attention_varlen(
             q_start=q_start,
             return_lse=return_lse,
         )
-    o, lse = _fwd.on(chosen)(
+    o, lse, _, _ = _fwd.on(chosen)(
         q,
         k,
         v,

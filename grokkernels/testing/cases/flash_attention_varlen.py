@@ -52,7 +52,6 @@ TABLE = Table(
         case((7,), (9,), 2, 1, 32, why="one sequence"),
         case((30, 17, 53), (30, 17, 53), 4, 2, 64, causal=True),
         case((5, 0, 3, 0), (5, 6, 0, 0), 2, 2, 16, why="sequences without queries, keys or both"),
-        case((), (), 2, 2, 16, why="no sequence"),
         case((100, 200), (300, 97), 1, 1, 32, causal=True, why="unequal lengths, several tiles each"),
         case((1, 1, 1), (2000, 10, 100), 8, 2, 32, causal=True, why="decoding; only the long one is cut into chunks"),
         case((6, 4), (5, 9), 2, 2, 16, rest=3, sinks=True, why="rows past the last sequence"),
