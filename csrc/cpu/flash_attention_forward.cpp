@@ -10,6 +10,8 @@
 // Few rows and many keys (decoding): the keys are cut into chunks that are tasks of their own, and whoever finishes the
 // last one merges all, in order. The cut depends on the sequence's own sizes alone, never on the batch or the threads,
 // so neither do the results.
+#include <type_traits>
+
 #include "cpu/flash_attention_tiles.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/launch.h"
@@ -26,8 +28,10 @@ constexpr float kInfinity = __builtin_inff();
 constexpr int64_t kRows = 192;                     // query rows of a task: k and v are widened once for all of them
 constexpr int64_t kKeys = 96;                      // keys of a block
 constexpr int64_t kPanel = kTileVectors * kLanes;  // rows whose scores (kKeys, kPanel) stay in the first-level cache
-constexpr int64_t kMinChunk = 10 * kKeys;          // keys of a chunk where few rows meet many keys, at least
-constexpr int64_t kChunkPerRow = 16;               // ... and per row: partial results stay below 1/16 of v
+constexpr int64_t kFewRows = 8;  // up to here scores are dot products: most lanes along the rows would stay empty
+constexpr int64_t kMinChunk = 10 * kKeys;  // keys of a chunk where few rows meet many keys, at least
+constexpr int64_t kChunkPerRow = 16;       // ... and per row: partial results stay below 1/16 of v
+static_assert(kFewRows <= kPanel && 2 * kFewRows >= kLanes);
 static_assert(kRows % kPanel == 0 && kKeys % kTileRows == 0 && kLanes % kTileRows == 0);
 
 // One unit of work: rows [tile * kRows, ...) of (sequence, kv head) against keys [chunk * chunk_keys, ...).
@@ -63,11 +67,11 @@ struct Arena {
   State state;
 
   explicit Arena(const FlashAttentionProblem& p) : value_stride(round_up(p.value_dim, kLanes)) {
-    const int64_t sizes[] = {p.dim * kRows,                 // q transposed
-                             (kKeys + kTileRows) * p.dim,   // k
-                             kKeys * value_stride,          // v
-                             (kKeys + kTileRows) * kPanel,  // scores, then p, transposed
-                             kRows * value_stride,          // o
+    const int64_t sizes[] = {round_up(p.dim, kLanes) * kRows,       // q transposed; where few, as it is
+                             (kKeys + kTileRows) * p.dim + kLanes,  // k
+                             kKeys * value_stride,                  // v
+                             (kKeys + kTileRows) * kPanel,          // scores, then p, transposed
+                             kRows * value_stride,                  // o
                              8 * kRows};
     int64_t total = 0;
     for (int64_t size : sizes) total += round_up(size, 16);
@@ -150,6 +154,33 @@ struct Arena {
   }
 }
 
+// scores (keys, kPanel) of at most kFewRows rows, each a dot product with the lanes along D: k is read where it lies.
+// The lanes of a score vector past the last row are zero.
+template <typename T>
+[[gnu::noinline]] void few_scores(const FoldedRows& k, int64_t key, int64_t keys, int64_t dim, const float* queries,
+                                  int64_t stride, int64_t rows, float scale, float* scores) {
+  for (int64_t n = 0; n < keys; ++n) {
+    const T* x = static_cast<const T*>(k.data) + k.at(key + n);
+    if (n + kRowsAhead < keys) prefetch_row(x + kRowsAhead * k.row_stride, dim);
+    float dots[2 * kFewRows] = {};
+    auto dot = [&]<int kCount>(std::integral_constant<int, kCount>, int64_t r) __attribute__((always_inline)) {
+      vf sum[kCount] = {};
+      for (int64_t c = 0; c < dim; c += kLanes) {
+        const vf y = c + kLanes <= dim ? load(x + c) : load_n(x + c, static_cast<int>(dim - c));
+#pragma GCC unroll 4
+        for (int i = 0; i < kCount; ++i) sum[i] = fma(y, load(queries + (r + i) * stride + c), sum[i]);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kCount; ++i) dots[r + i] = reduce_add(sum[i]) * scale;
+    };
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) dot(std::integral_constant<int, 4>(), r);
+    for (; r + 2 <= rows; r += 2) dot(std::integral_constant<int, 2>(), r);
+    if (r < rows) dot(std::integral_constant<int, 1>(), r);
+    for (int64_t v = 0; v < round_up(rows, kLanes); v += kLanes) store(scores + n * kPanel + v, load(dots + v));
+  }
+}
+
 // The state of `count` rows over the keys in `range` that they see.
 void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t first_row, int64_t count,
             KeyRange range, bool with_sink, const Arena& arena) {
@@ -175,12 +206,18 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
   if (range.begin >= range.end) return;
   const float scale = score_scale(p);
   const bool plain = plain_scores(p);
-  GK_SWITCH_DTYPE(p.dtype, T,
-                  load_columns<T>(q, first_row, padded, {first_row, first_row + count}, p.dim, arena.queries, kRows));
+  const bool few = count <= kFewRows;
+  const int64_t few_stride = round_up(p.dim, kLanes);
+  GK_SWITCH_DTYPE(p.dtype, T, {
+    if (few)
+      load_rows<T>(q, first_row, count, p.dim, arena.queries, few_stride);
+    else
+      load_columns<T>(q, first_row, padded, {first_row, first_row + count}, p.dim, arena.queries, kRows);
+  });
   for (int64_t block = range.begin; block < range.end; block += kKeys) {
     const int64_t block_end = least(block + kKeys, range.end);
     GK_SWITCH_DTYPE(p.dtype, T, {
-      load_rows<T>(k, block, block_end - block, p.dim, arena.keys, p.dim);
+      if (!few) load_rows<T>(k, block, block_end - block, p.dim, arena.keys, p.dim);
       load_rows<T>(v, block, block_end - block, p.value_dim, arena.values, arena.value_stride);
     });
     for (int64_t row = 0; row < count; row += kPanel) {
@@ -190,11 +227,16 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
       if (begin >= end) continue;
       const bool masked = begin < arena.begin[row + rows - 1] || end > arena.end[row];
       const int64_t keys = end - begin;
-      gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim, arena.queries + row,
-                                kRows, arena.scores, kPanel, &scale);
+      if (few) {
+        GK_SWITCH_DTYPE(p.dtype, T,
+                        few_scores<T>(k, begin, keys, p.dim, arena.queries, few_stride, count, scale, arena.scores));
+      } else {
+        gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim,
+                                  arena.queries + row, kRows, arena.scores, kPanel, &scale);
+      }
       if (masked || !plain) adjust(p, arena, row, vectors, begin, keys, arena.scores, masked);
       softmax(arena, row, vectors, keys, arena.scores);
-      gemm<Into::kRescale, true>(rows, arena.value_stride / kLanes, keys, arena.scores, kPanel,
+      gemm<Into::kRescale, true>(least(rows, count - row), arena.value_stride / kLanes, keys, arena.scores, kPanel,
                                  arena.values + (begin - block) * arena.value_stride, arena.value_stride,
                                  arena.state.o + row * arena.value_stride, arena.value_stride, arena.rescale + row);
     }

@@ -76,12 +76,20 @@ GK_ALWAYS_INLINE FoldedRows folded(const AttentionTensor& x, const Sequence& s, 
           group};
 }
 
+// Rows lie far apart, where the hardware's prefetchers do not follow.
+inline constexpr int64_t kRowsAhead = 8;
+template <typename T>
+GK_ALWAYS_INLINE void prefetch_row(const T* x, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(x + c);
+}
+
 // tile (count, stride) = rows first .. first + count in float32; columns from cols to the next whole vector are zero.
 template <typename T>
 void load_rows(const FoldedRows& rows, int64_t first, int64_t count, int64_t cols, float* tile, int64_t stride) {
   for (int64_t r = 0; r < count; ++r) {
     const T* x = static_cast<const T*>(rows.data) + rows.at(first + r);
     float* y = tile + r * stride;
+    if (rows.group == 1 && r + kRowsAhead < count) prefetch_row(x + kRowsAhead * rows.row_stride, cols);
     int64_t c = 0;
     for (; c + kLanes <= cols; c += kLanes) store(y + c, load(x + c));
     if (c < cols) store(y + c, load_n(x + c, static_cast<int>(cols - c)));

@@ -134,16 +134,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_fwd(
                          : new_tensor({p.batch, p.queries, p.heads, p.value_dim}, q.scalar_type(), q);
   Tensor lse = new_lse(in), top = new_lse(in), inv = new_lse(in);
   float* lse_data = static_cast<float*>(lse.mutable_data_ptr());
+  float* top_data = static_cast<float*>(top.mutable_data_ptr());
+  float* inv_data = static_cast<float*>(inv.mutable_data_ptr());
   clear_rows_after(p.cu_seqlens_q, p.batch, o);
   if (in.packed())
     for (int64_t h = 0; h < p.heads; ++h)
-      for (int64_t t = p.cu_seqlens_q[p.batch]; t < p.queries; ++t)
+      for (int64_t t = p.cu_seqlens_q[p.batch]; t < p.queries; ++t) {
         lse_data[h * p.queries + t] = -std::numeric_limits<float>::infinity();
-  flash_attention_fwd_cpu({.problem = p,
-                           .o = o.mutable_data_ptr(),
-                           .lse = lse_data,
-                           .top = static_cast<float*>(top.mutable_data_ptr()),
-                           .inv = static_cast<float*>(inv.mutable_data_ptr())});
+        top_data[h * p.queries + t] = inv_data[h * p.queries + t] = 0.0f;
+      }
+  flash_attention_fwd_cpu({.problem = p, .o = o.mutable_data_ptr(), .lse = lse_data, .top = top_data, .inv = inv_data});
   return {o, lse, top, inv};
 }
 

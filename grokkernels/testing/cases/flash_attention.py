@@ -76,7 +76,7 @@ TABLE = Table(
         case(1, 3, 0, 2, 2, 16, sinks=True, why="no key but a sink: lse is the sink"),
         case(0, 4, 4, 2, 2, 16, why="no sequence"),
         # one option each
-        case(2, 37, 37, 2, 2, 32, causal=True),
+        case(2, 45, 45, 4, 4, 32, causal=True),
         case(1, 50, 20, 2, 2, 32, causal=True, why="T > S: the first rows see no key"),
         case(1, 20, 110, 2, 2, 32, causal=True, why="T < S: aligned to the last key"),
         case(1, 40, 60, 4, 4, 32, scale=0.25),
