@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -211,8 +212,8 @@ def flash_attention(
         window: keys seen before and after position i, ``i - left <= j <= i + right``; -1 for no limit on that side.
         sinks: ``(H,)`` float32, differentiable: ``exp(sink)`` joins each softmax's denominator.
         alibi_slopes: ``(H,)`` or ``(B, H)`` float32, without gradient: ``slope * |i - j|`` is subtracted.
-        temperature_len: scores at positions ``i > temperature_len`` are multiplied by ``log2(i) / log2(temperature_len)``;
-            0 for none, else at least 2.
+        temperature_len: scores at positions ``i > temperature_len`` are multiplied by
+            ``log2(i) / log2(temperature_len)``; 0 for none, else at least 2.
         q_start: position of the first query, an int or an integer tensor ``(B,)``.
         dropout_p: must be 0.
         seed: must be None; it belongs to dropout.
@@ -221,8 +222,8 @@ def flash_attention(
         backend: who computes; see `grokkernels.use`.
 
     Returns:
-        ``o (B, T, H, Dv)`` in q's dtype, or ``(o, lse)`` with lse ``(B, H, T)`` float32, natural logarithm. A query that
-        sees no key gives 0, and lse -inf (with a sink: the sink). Gradients reach q, k, v and sinks, through o and
+        ``o (B, T, H, Dv)`` in q's dtype, or ``(o, lse)`` with lse ``(B, H, T)`` float32, natural logarithm. A query
+        that sees no key gives 0, and lse -inf (with a sink: the sink). Gradients reach q, k, v and sinks, through o and
         through lse. A query's result does not depend on the rest of the batch.
 
     Raises:
@@ -292,7 +293,7 @@ def _check_offsets(name: str, offsets: torch.Tensor, total: int, longest: int, l
     values = offsets.tolist()
     if values[0] != 0:
         raise ValueError(f"{name} must start at 0, got {values[0]}")
-    lengths = [end - begin for begin, end in zip(values, values[1:], strict=False)]
+    lengths = [end - begin for begin, end in pairwise(values)]
     if min(lengths, default=0) < 0:
         raise ValueError(f"{name} must not fall from one entry to the next, got {values}")
     if values[-1] > total:

@@ -1,4 +1,4 @@
-"""flash_attention against its case table, on drawn shapes and options, with bad input, and what must repeat bit for bit."""
+"""flash_attention: its case table, drawn shapes and options, what must repeat bit for bit, and bad input."""
 
 from __future__ import annotations
 

@@ -29,14 +29,13 @@ def case(
 ) -> Case:
     """q of shape (B, T, H, D) and k of (B, S, Hkv, D), given as B, T, S, H, Hkv, D. `size` is q's standard deviation.
 
-    `packed` takes q, k and v as slices of one tensor (B, T, 3, H, D).
+    `packed` draws q, k and v as slices of one tensor (B, T, 3, H, D).
     """
     batch, queries, keys, heads, kv_heads, dim = shape
 
     def build(generator: torch.Generator) -> Arguments:
         if packed:
-            assert queries == keys and heads == kv_heads and value_dim is None
-            # Unbound float64 slices are rounded one by one: the layout under test comes from the fences then.
+            assert (queries, heads, value_dim) == (keys, kv_heads, None)
             q, k, v = normal(generator, batch, queries, 3, heads, dim).unbind(2)
         else:
             q = normal(generator, batch, queries, heads, dim, std=size)
@@ -76,7 +75,7 @@ TABLE = Table(
         case(1, 3, 0, 2, 2, 16, sinks=True, why="no key but a sink: lse is the sink"),
         case(0, 4, 4, 2, 2, 16, why="no sequence"),
         # one option each
-        case(2, 45, 45, 4, 4, 32, causal=True),
+        case(2, 70, 70, 4, 4, 32, causal=True),
         case(1, 50, 20, 2, 2, 32, causal=True, why="T > S: the first rows see no key"),
         case(1, 20, 110, 2, 2, 32, causal=True, why="T < S: aligned to the last key"),
         case(1, 40, 60, 4, 4, 32, scale=0.25),
