@@ -110,7 +110,7 @@ def load(path: Path, prefixes: Iterable[str] = ("",)) -> Checkpoint:
                 raise UserError(
                     f"{path} has the format {about.get('format')!r} and this version of grokkernels reads {_FORMAT!r}"
                 )
-            names = [name for name in file.keys() if name.startswith(tuple(prefixes))]
+            names = [name for name in file.keys() if name.startswith(tuple(prefixes))]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a complete checkpoint ({error}): use an earlier one") from None

@@ -17,7 +17,7 @@ CHANGEABLE = frozenset(
 
 @dataclass(frozen=True)
 class Settings:
-    """Every setting of a run. Exactly one of `steps` and `minutes` is set; times are in minutes, `context` in tokens."""
+    """Every setting of a run. Exactly one of `steps` and `minutes` is set; `context` counts tokens."""
 
     data: tuple[str, ...] = ()  # files and folders; empty: the Python standard library
     tokenizer: str | None = None  # file; None: bytes

@@ -35,7 +35,7 @@ class MetricsWriter:
         kept = [record for record in read(path) if record["step"] <= step]
         with open_replacing(path, "w") as file:
             file.writelines(_line(record) for record in kept)
-        self._file = open(path, "a", encoding="utf-8", newline="\n")
+        self._file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; it reaches the operating system before this returns."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from . import tokenizer as tokenizers
@@ -107,13 +108,20 @@ def make_optimizer(parameters: dict[str, torch.Tensor], settings: Settings) -> t
     return AdamW(groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=1e-8, max_norm=settings.clip)
 
 
-def on_backend(name: str | None) -> AbstractContextManager[Any]:
-    """The library's `use(name)`, or nothing for None; an unknown name is the user's error."""
+@contextmanager
+def on_backend(name: str | None) -> Iterator[None]:
+    """The library's `use(name)`, or nothing for None; a backend that does not exist or cannot run is a UserError."""
     if name is None:
-        return nullcontext()
+        yield
+        return
     import grokkernels
 
     try:
-        return grokkernels.use(name)
-    except (ValueError, TypeError) as error:
+        with grokkernels.use(name):
+            yield
+    except UserError:
+        raise
+    except ValueError as error:
+        if f"'{name}'" not in str(error):  # the library names the backend in such a refusal, and nowhere else
+            raise
         raise UserError(str(error)) from None
