@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ..training.errors import UserError
+from ..version import __version__
 
 # The order in which a newcomer meets them; further files follow by name.
 _FIRST = ("doctor", "verify", "train", "generate", "compare", "plot")
@@ -45,7 +46,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="grokkernels", prog_name="grokkernels")
+@click.version_option(__version__, prog_name="grokkernels")
 def main() -> None:
     """Fast kernels for Grok-style transformers, and a small trainer that uses them.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def command(
         saved = checkpoints.load(checkpoints.resolve(checkpoint), ("model/", "tokenizer"))
         model, tokenizer = restore(saved)
         model.eval()
-        out = click.get_binary_stream("stdout")
+        out = sys.stdout.buffer  # UTF-8 whatever the terminal claims
         pieces = 0
         began = time.perf_counter()
         out.write(prompt.encode("utf-8", errors="surrogateescape"))
