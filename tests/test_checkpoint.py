@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import time
 from multiprocessing.connection import Connection
@@ -55,8 +56,6 @@ def test_every_dtype_and_shape_comes_back(tmp_path: Path) -> None:
 
 def umask() -> int:
     """The process's file mode mask."""
-    import os
-
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -120,9 +119,14 @@ def test_foreign_files_say_so(tmp_path: Path) -> None:
 def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), open_replacing(path) as file:
-        file.write(b"half")
-        raise RuntimeError
+
+    def fail() -> None:
+        with open_replacing(path) as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -18,8 +18,9 @@ from torch import zeros
 from grokkernels.cli import main
 from grokkernels.training import checkpoint, metrics
 
-SIZE = "d_model=32 num_layers=2 num_heads=2 num_kv_heads=1 head_dim=16 ffn_dim=32 num_experts=4 top_k=2".split()
-QUICK = [*(word for setting in SIZE for word in ("--set", setting)), "--context", "32", "--batch", "2"]
+SIZE = {"d_model": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "ffn_dim": 32}
+QUICK = [word for name, value in SIZE.items() for word in ("--set", f"{name}={value}")]
+QUICK += ["--set", "num_experts=4", "--set", "top_k=2", "--context", "32", "--batch", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("line", MISTAKES)
-def test_a_mistake_is_told_in_a_sentence(folder: Path, line: str) -> None:
+def test_a_mistake_is_told_in_a_sentence(folder: Path, tmp_path: Path, line: str) -> None:
     (folder / "empty").touch()
     (folder / "garbage").write_bytes(bytes(range(256)))
     (folder / "nothing").mkdir(exist_ok=True)
@@ -191,7 +192,7 @@ def test_a_mistake_is_told_in_a_sentence(folder: Path, line: str) -> None:
     save_file({"a": zeros(1)}, folder / "foreign")
     more = []
     if line.startswith("train"):
-        more += [] if "--out" in line else ["--out", "new"]
+        more += [] if "--out" in line else ["--out", str(tmp_path)]
         more += [] if any(word in line for word in ("--steps", "--minutes", "--resume")) else ["--steps", "1"]
     result = call(*line.split(), *more)
     assert result.exit_code in (1, 2)

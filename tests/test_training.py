@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from grokkernels.training import checkpoint, data, metrics, plot, tokenizer
-from grokkernels.training.config import Settings
 from grokkernels.training.errors import UserError
 from grokkernels.training.generate import stream
 from grokkernels.training.model import restore
@@ -406,7 +405,7 @@ def test_resume_refuses_other_text_and_another_model(tmp_path: Path, text: Path)
     summary = train(out, settings_for(text, steps=3))
     saved = checkpoint.load(summary.checkpoint)
     text.write_text(TEXT + "changed\n")
-    with pytest.raises(UserError, match="not what .* was trained on"):
+    with pytest.raises(UserError, match=r"not what .* was trained on"):
         train(out, {"steps": 6}, resume=True)
     text.write_text(TEXT)
     saved.about["settings"]["overrides"] = {**SMALL, "d_model": 64}
@@ -423,7 +422,7 @@ def test_resume_refuses_other_text_and_another_model(tmp_path: Path, text: Path)
 
 def test_a_run_is_not_overwritten_unasked(tmp_path: Path, text: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="no checkpoint in .* to resume"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* to resume"):
         train(out, {}, resume=True)
     train(out, settings_for(text, steps=3))
     with pytest.raises(UserError, match="already holds a run"):
@@ -463,7 +462,7 @@ def test_bad_settings_are_one_sentence(tmp_path: Path, text: Path, changes: dict
 
 def test_generation_ends_at_the_limit_and_at_the_separator() -> None:
     class Scripted:
-        class config:  # noqa: N801
+        class config:
             max_position = 8
 
         def generate(self, prompt: torch.Tensor, count: int, **options: Any) -> Any:

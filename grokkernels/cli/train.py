@@ -12,7 +12,7 @@ from ._sections import SectionedCommand, option
 
 _TEXT, _MODEL, _LENGTH = "Text", "Model", "Length and saving"
 _LEARNING, _MACHINE = "Learning", "Machine"
-_NOT_SETTINGS = {"out", "resume", "overwrite", "cache"}
+_NOT_SETTINGS = {"out", "resume", "overwrite"}
 
 
 def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -42,12 +42,6 @@ def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     "--tokenizer",
     metavar="FILE",
     help="A SentencePiece .model or a `tokenizers` .json file. Without it each byte is a token.",
-)
-@option(
-    _TEXT,
-    "--cache",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where prepared tokens are kept. Default: $GROKKERNELS_CACHE or ~/.cache/grokkernels.",
 )
 @option(_MODEL, "--preset", default="tiny", help="Size of the model: tiny (minutes on a CPU), small, grok-1.")
 @option(
@@ -147,7 +141,8 @@ def command(ctx: click.Context, **values: Any) -> None:
     """Train a small Grok-1-shaped mixture-of-experts transformer on text.
 
     Shows the loss on held-out text as it goes, and compares it at the end with the unigram baseline: the loss of a
-    model that knows only how often each token occurs. Ctrl-C saves and stops; --resume goes on from there.
+    model that knows only how often each token occurs. Ctrl-C saves and stops; --resume goes on from there. Prepared
+    text is kept in ~/.cache/grokkernels, or in the folder that GROKKERNELS_CACHE names.
 
     \b
     Examples:
@@ -180,9 +175,7 @@ def command(ctx: click.Context, **values: Any) -> None:
         settings["tokenizer"] = str(Path(settings["tokenizer"]).absolute())
 
     out = values["out"]
-    summary = train(
-        out, settings, resume=values["resume"], overwrite=values["overwrite"], cache=values["cache"], show=OnConsole()
-    )
+    summary = train(out, settings, resume=values["resume"], overwrite=values["overwrite"], show=OnConsole())
     click.echo(f"{summary.steps} steps in {duration(summary.elapsed)}; saved {summary.checkpoint}")
     if summary.stopped is not None:
         again = "" if out == Path("runs/grok") else f" --out {out}"

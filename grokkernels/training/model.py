@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -37,12 +38,24 @@ def create(settings: Settings, vocab_size: int) -> Grok:
             )
         if config.max_position < settings.context:
             config = dataclasses.replace(config, max_position=settings.context)
+        _check_memory(sum(p.numel() for p in Grok(config, device="meta").parameters()))
         torch.manual_seed(settings.seed)
         return Grok(config)
     except UserError:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"the model settings do not fit together: {error}") from None
+
+
+def _check_memory(parameters: int) -> None:
+    """Refuse a model whose training state alone exceeds this machine's memory, before the kernel kills us for it."""
+    need = 16 * parameters  # weight, gradient and two moments, four bytes each
+    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > have:
+        raise UserError(
+            f"training {parameters / 1e9:.1f} billion parameters needs {need / 2**30:,.0f} GiB of memory and this "
+            f"machine has {have / 2**30:,.0f}: choose a smaller --preset"
+        )
 
 
 def restore(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> tuple[Grok, tokenizers.Tokenizer]:

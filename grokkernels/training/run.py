@@ -6,7 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import checkpoint as checkpoints
 from . import data, metrics, model, plot, tokenizer
@@ -14,6 +14,9 @@ from .config import Settings
 from .errors import UserError
 from .files import remove_temporaries
 from .progress import Silent
+
+if TYPE_CHECKING:
+    from .trainer import Summary
 
 
 def train(
@@ -24,7 +27,7 @@ def train(
     overwrite: bool = False,
     cache: Path | None = None,
     show: Silent | None = None,
-) -> Any:
+) -> Summary:
     """Run or continue the training in `out` and return its `Summary`.
 
     `given` holds the settings that the caller chose (see `Settings`); on `resume` all others come from the checkpoint.
