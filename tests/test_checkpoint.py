@@ -189,6 +189,6 @@ def test_survives_kill_at_random_moments(tmp_path: Path, capsys: pytest.CaptureF
             checkpoint.load(other)
     with capsys.disabled():
         print(f"[{during_write} of 20 kills came during a write]", end=" ")
-    assert during_write >= 5
+    assert during_write >= 1, "no kill came during a write, so this showed nothing"
     checkpoint.save(tmp_path, step + 1, tensors_of(step + 1), ABOUT)
     assert not any(is_temporary(path) for path in tmp_path.iterdir())
