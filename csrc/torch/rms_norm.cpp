@@ -1,0 +1,101 @@
+// rms_norm: from torch tensors to the launchers. Schemas: grokkernels/ops/rms_norm.py.
+#include "rms_norm.h"
+
+#include "torch/tensor.h"
+
+namespace grokkernels {
+namespace {
+
+DType weight_dtype(const Tensor& weight, const Tensor& x, int64_t cols) {
+  check_shape(weight, {cols}, "weight");
+  check(weight.scalar_type() == ScalarType::Float || weight.scalar_type() == x.scalar_type(),
+        "weight must be float32 or have the dtype of x");
+  return native_dtype(weight, "weight");
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight,
+                                           double eps, bool zero_centered) {
+  const Rows xr = rows_of(x);
+  const Tensor w = dense(weight);
+  const DType wdtype = weight_dtype(w, x, xr.cols);
+  Tensor y = torch::stable::new_empty(x, x.sizes());
+  Tensor h = residual.has_value() ? torch::stable::new_empty(x, x.sizes()) : new_tensor({0}, x.scalar_type(), x);
+  Tensor rstd = new_tensor({xr.rows}, ScalarType::Float, x);
+  std::optional<Rows> rr;
+  if (residual.has_value()) {
+    check(residual->scalar_type() == x.scalar_type() && residual->numel() == x.numel() &&
+              residual->size(residual->dim() - 1) == xr.cols,
+          "residual must have the shape and dtype of x");
+    rr = rows_of(*residual);
+  }
+  rms_norm_fwd_cpu({.dtype = native_dtype(x, "x"),
+                    .weight_dtype = wdtype,
+                    .rows = xr.rows,
+                    .cols = xr.cols,
+                    .x = xr.data,
+                    .residual = rr ? rr->data : nullptr,
+                    .weight = w.const_data_ptr(),
+                    .y = y.mutable_data_ptr(),
+                    .h = rr ? h.mutable_data_ptr() : nullptr,
+                    .rstd = static_cast<float*>(rstd.mutable_data_ptr()),
+                    .x_stride = xr.stride,
+                    .residual_stride = rr ? rr->stride : 0,
+                    .eps = static_cast<float>(eps),
+                    .zero_centered = zero_centered});
+  return {y, h, rstd};
+}
+
+std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor& x, const Tensor& weight, double eps, bool zero_centered) {
+  auto [y, h, rstd] = forward(x, std::nullopt, weight, eps, zero_centered);
+  return {y, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> add_rms_norm_fwd(const Tensor& x, const Tensor& residual, const Tensor& weight,
+                                                    double eps, bool zero_centered) {
+  return forward(x, residual, weight, eps, zero_centered);
+}
+
+std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dh, const Tensor& x,
+                                        const Tensor& weight, const Tensor& rstd, bool zero_centered) {
+  const Rows xr = rows_of(x), dyr = rows_of(dy);
+  const Tensor w = dense(weight), r = dense(rstd);
+  const DType wdtype = weight_dtype(w, x, xr.cols);
+  check(dyr.rows == xr.rows && dyr.cols == xr.cols && dy.scalar_type() == x.scalar_type(),
+        "dy must have the shape and dtype of x");
+  check_dtype(r, ScalarType::Float, "rstd");
+  check_shape(r, {xr.rows}, "rstd");
+  std::optional<Rows> dhr;
+  if (dh.has_value()) {
+    dhr = rows_of(*dh);
+    check(dhr->rows == xr.rows && dhr->cols == xr.cols && dh->scalar_type() == x.scalar_type(),
+          "dh must have the shape and dtype of x");
+  }
+  Tensor dx = torch::stable::new_empty(x, x.sizes());
+  Tensor dweight = torch::stable::new_empty(w, w.sizes());
+  rms_norm_bwd_cpu({.dtype = native_dtype(x, "x"),
+                    .weight_dtype = wdtype,
+                    .rows = xr.rows,
+                    .cols = xr.cols,
+                    .dy = dyr.data,
+                    .dh = dhr ? dhr->data : nullptr,
+                    .x = xr.data,
+                    .weight = w.const_data_ptr(),
+                    .rstd = static_cast<const float*>(r.const_data_ptr()),
+                    .dx = dx.mutable_data_ptr(),
+                    .dweight = dweight.mutable_data_ptr(),
+                    .dy_stride = dyr.stride,
+                    .dh_stride = dhr ? dhr->stride : 0,
+                    .x_stride = xr.stride,
+                    .zero_centered = zero_centered});
+  return {dx, dweight};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
+  m.impl("rms_norm_fwd.native", TORCH_BOX(&rms_norm_fwd));
+  m.impl("add_rms_norm_fwd.native", TORCH_BOX(&add_rms_norm_fwd));
+  m.impl("rms_norm_bwd.native", TORCH_BOX(&rms_norm_bwd));
+}
+
+}  // namespace grokkernels

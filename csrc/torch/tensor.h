@@ -1,0 +1,116 @@
+// What every csrc/torch/<op>.cpp needs: torch's stable tensor, checks that name the argument, and rows.
+//
+// The contract in grokkernels/ops/<op>.py has refused bad input before a call gets here; the checks in these files
+// guard the memory of those who call torch.ops.grokkernels.* directly.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <initializer_list>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "common/dtypes.h"
+
+namespace grokkernels {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (ok) return;
+  std::ostringstream message;
+  message << "grokkernels: ";
+  ((message << parts), ...);
+  throw std::runtime_error(message.str());
+}
+
+inline std::string shape_text(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + ")";
+}
+
+inline DType native_dtype(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
+    default:
+      check(false, name, " must be float32, bfloat16 or float16");
+      __builtin_unreachable();
+  }
+}
+
+inline void check_dtype(const Tensor& t, ScalarType dtype, const char* name) {
+  check(t.scalar_type() == dtype, name, " has a dtype this kernel does not take");
+}
+
+inline void check_shape(const Tensor& t, std::initializer_list<int64_t> shape, const char* name) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  int64_t i = 0;
+  std::string wanted = "(";
+  for (int64_t size : shape) {
+    same = same && t.size(i) == size;
+    wanted += (i++ ? ", " : "") + std::to_string(size);
+  }
+  check(same, name, " must have shape ", wanted, "), got ", shape_text(t));
+}
+
+inline Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like) {
+  const std::vector<int64_t> sizes(shape);
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
+  return t.has_value() ? std::optional<Tensor>(dense(*t)) : std::nullopt;
+}
+
+// A tensor (..., C) seen as rows: its data, the rows N, the columns C and the elements from one row to the next.
+// Only a tensor whose rows are not evenly spaced or not dense is copied.
+struct Rows {
+  Tensor tensor;  // keeps the memory alive
+  const void* data;
+  int64_t rows, cols, stride;
+};
+
+inline Rows rows_of(const Tensor& t) {
+  check(t.dim() >= 1, "a tensor of at least one dimension is needed");
+  const int64_t cols = t.size(t.dim() - 1);
+  const int64_t rows = cols == 0 ? 0 : t.numel() / cols;
+  if (rows == 0) return {t, t.const_data_ptr(), rows, cols, cols};
+  bool even = cols == 1 || t.stride(t.dim() - 1) == 1;
+  int64_t stride = cols;  // of the innermost leading dim that has more than one entry
+  int64_t span = 0;       // stride the next leading dim outward must have
+  for (int64_t d = t.dim() - 2; d >= 0 && even; --d) {
+    if (t.size(d) == 1) continue;
+    if (span == 0)
+      stride = t.stride(d);
+    else
+      even = t.stride(d) == span;
+    span = t.stride(d) * t.size(d);
+  }
+  if (even) return {t, t.const_data_ptr(), rows, cols, stride};
+  const Tensor copy = torch::stable::contiguous(t);
+  return {copy, copy.const_data_ptr(), rows, cols, cols};
+}
+
+template <typename T = void>
+const T* data_or_null(const std::optional<Tensor>& t) {
+  return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+
+}  // namespace grokkernels

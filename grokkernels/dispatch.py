@@ -1,0 +1,190 @@
+"""The only place where a backend is chosen, and where an op becomes known to PyTorch.
+
+A row of the grid, ops/<op>.py, holds one `Row`: the public name and what each backend supports. `Row.choose` answers
+*who runs this call*: the `backend=` argument, else `with use(...)`, else GROKKERNELS_BACKEND, else the first backend
+in the device's order that supports the call. An explicit choice that cannot be met raises with the reason; only the
+automatic choice moves on.
+
+Below a row stand its native functions, `define`d here: one schema with an overload per kind of kernel, `.native` (CPU
+or CUDA, by PyTorch's own dispatch key), later `.triton` and `.emulated`; the same shape function and derivative for
+all of them. The reference is never registered: torch.compile sees through it and its gradient owes nothing to ours.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from grokkernels import native
+
+BACKENDS = ("cuda", "triton", "cpu", "emulated", "reference")
+# Backends that the automatic choice tries, by device type, in order; `emulated` is never chosen unasked.
+AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The overload of a native function that each backend calls.
+OVERLOADS = {"cpu": "native"}
+
+Supports = Callable[..., "str | None"]
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} names no backend: '{name}'; allowed are {', '.join(BACKENDS)}")
+    return name
+
+
+_environment = os.environ.get("GROKKERNELS_BACKEND") or None
+if _environment is not None:
+    _checked(_environment, "GROKKERNELS_BACKEND")
+_forced: str | None = _environment
+
+ROWS: dict[str, Row] = {}
+
+
+@contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Run every op called inside the `with` block on this backend, unless the call names one itself.
+
+    Errors: ValueError when `backend` is no backend's name; what a backend cannot run, it refuses when called.
+    """
+    global _forced
+    before = _forced
+    _forced = _checked(backend, "use()")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@dataclass(frozen=True)
+class Row:
+    """An op: its public name, and per backend a function (same arguments as the op) that returns None or a reason."""
+
+    name: str
+    supports: dict[str, Supports]
+
+    def __post_init__(self) -> None:
+        ROWS[self.name] = self
+
+    def reason(self, backend: str, device: torch.device, *args: Any, **kwargs: Any) -> str | None:
+        """Why `backend` cannot run this call; None when it can."""
+        if backend == "reference":
+            return None
+        supports = self.supports.get(backend)
+        if supports is None:
+            return f"{self.name} has no {backend} kernel"
+        if backend == "cpu":
+            if native.module is None:
+                return native.load_error
+            if device.type != "cpu":
+                return f"the tensors are on {device}, not on the CPU"
+        return supports(*args, **kwargs)
+
+    def choose(self, requested: str | None, device: torch.device, *args: Any, **kwargs: Any) -> str:
+        """The backend that runs this call."""
+        wanted = requested if requested is not None else _forced
+        if wanted is not None:
+            reason = self.reason(_checked(wanted, "backend"), device, *args, **kwargs)
+            if reason is not None:
+                raise ValueError(f"{self.name} cannot run on backend '{wanted}': {reason}")
+            return wanted
+        for backend in AUTOMATIC.get(device.type, ("reference",)):
+            if self.reason(backend, device, *args, **kwargs) is None:
+                return backend
+        return "reference"
+
+
+def native_dtypes(**tensors: torch.Tensor | None) -> str | None:
+    """The reason of a native backend against a dtype; all tensors given must share one of NATIVE_DTYPES."""
+    first: torch.dtype | None = None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in NATIVE_DTYPES:
+            return f"{name} is {tensor.dtype}; float32, bfloat16 and float16 are supported"
+        if first is None:
+            first = tensor.dtype
+        elif tensor.dtype != first:
+            return f"{name} is {tensor.dtype} beside {first}; they must agree"
+    return None
+
+
+_library = torch.library.Library("grokkernels", "DEF")
+FUNCTIONS: dict[str, NativeFunction] = {}
+
+
+@dataclass(frozen=True)
+class NativeFunction:
+    """A function of torch.ops.grokkernels, one overload per kind of kernel."""
+
+    name: str
+    overloads: dict[str, torch._ops.OpOverload]
+    differentiable: bool
+
+    def on(self, backend: str) -> torch._ops.OpOverload:
+        """The overload that `backend` calls."""
+        return self.overloads[backend]
+
+
+def define(
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    backends: tuple[str, ...] = ("cpu",),
+) -> NativeFunction:
+    """Makes `name` known to PyTorch: `schema` is "(arguments) -> returns", `fake` its shape function.
+
+    `setup_context(ctx, inputs, output)` and `backward(ctx, *grads)` are as in torch.library.register_autograd; the
+    derivative reads `ctx.backend` to stay on the backend of the forward pass.
+    """
+    overloads: dict[str, torch._ops.OpOverload] = {}
+    for backend in backends:
+        overload = OVERLOADS[backend]
+        qualified = f"grokkernels::{name}.{overload}"
+        _library.define(f"{name}.{overload}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(qualified, fake, lib=_library)
+        if backward is not None:
+            setup = _on_backend(backend, setup_context)
+            torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
+        overloads[backend] = getattr(getattr(torch.ops.grokkernels, name), overload)
+    FUNCTIONS[name] = NativeFunction(name, overloads, backward is not None)
+    return FUNCTIONS[name]
+
+
+def _on_backend(backend: str, setup_context: Callable[..., None] | None) -> Callable[..., None]:
+    """A setup_context that also notes the backend, and leaves gradients that never arrived as None."""
+
+    def setup(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.backend = backend
+        ctx.set_materialize_grads(False)
+        if setup_context is not None:
+            setup_context(ctx, inputs, output)
+
+    return setup
+
+
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """A table of the backends for one call of an op: who would run it, and why the others would not.
+
+    `op` is a public op or its name; the rest is what the call would be given.
+    """
+    name = op if isinstance(op, str) else op.__name__
+    if name not in ROWS:
+        raise ValueError(f"op is no op: '{name}'; allowed are {', '.join(sorted(ROWS))}")
+    requested = kwargs.pop("backend", None)
+    device = next((a.device for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor)), torch.device("cpu"))
+    reasons = {backend: ROWS[name].reason(backend, device, *args, **kwargs) for backend in BACKENDS}
+    chosen = ROWS[name].choose(requested, device, *args, **kwargs)
+    lines = [f"{name} on {device.type}:"]
+    for backend, reason in reasons.items():
+        mark = "->" if backend == chosen else "  "
+        lines.append(f" {mark} {backend:<10} {'supported' if reason is None else reason}")
+    return "\n".join(lines)

@@ -1,0 +1,175 @@
+"""The float64 rule: ``err(kernel) <= 2 * err(reference in that dtype) + tiny``, for outputs and gradients.
+
+The oracle is the reference computed in float64 on the very numbers the kernel sees. Errors are measured twice, as
+the largest absolute error and as the root mean square error, each over one whole tensor; `tiny` is half an ulp, in
+the tensor's dtype, of its largest value (for the second measure: of its root mean square): the rounding that no
+kernel can avoid and that the reference may by luck. No tolerance is ever set by hand. Integers and booleans must
+equal those of the reference in the same dtype; infinities and NaNs must stand where the oracle has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from grokkernels import native
+from grokkernels.testing.case import Arguments, Case, Table
+from grokkernels.testing.fences import Fence
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one case: the worst error over what the rule allows (1 is the limit), and which tensor it was."""
+
+    ratio: float
+    where: str
+
+    @property
+    def passed(self) -> bool:
+        return self.ratio <= 1.0
+
+
+def in_dtype(arguments: Arguments, dtype: torch.dtype) -> Arguments:
+    """The arguments with float64 tensors rounded to `dtype`."""
+    return {
+        key: value.to(dtype) if isinstance(value, torch.Tensor) and value.dtype == torch.float64 else value
+        for key, value in arguments.items()
+    }
+
+
+def in_float64(arguments: Arguments) -> Arguments:
+    """The arguments with every floating tensor widened: what the oracle sees."""
+    return {
+        key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for key, value in arguments.items()
+    }
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """The tensors of an op's result, in order."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    if isinstance(result, (tuple, list)):
+        return [tensor for part in result for tensor in tensors_of(part)]
+    return []
+
+
+def run(
+    function: Callable[..., Any], arguments: Arguments, grad: tuple[str, ...], cotangents: list[torch.Tensor] | None
+) -> tuple[list[torch.Tensor], list[torch.Tensor | None], list[torch.Tensor]]:
+    """Outputs, gradients of the arguments named in `grad`, and the cotangents used (drawn when None are given).
+
+    Gradients come from sum(output * cotangent) over all differentiable outputs.
+    """
+    leaves = dict(arguments)
+    wanted = [name for name in grad if isinstance(arguments.get(name), torch.Tensor)]
+    for name in wanted:
+        leaves[name] = arguments[name].detach().requires_grad_(True)
+    outputs = tensors_of(function(**leaves))
+    floats = [out for out in outputs if out.is_floating_point() and out.requires_grad]
+    if cotangents is None:
+        generator = torch.Generator().manual_seed(len(floats))
+        # Sixteenths are exact in every dtype: all runs see the same cotangent.
+        cotangents = [
+            torch.randint(-32, 33, out.shape, generator=generator, dtype=torch.float64).div(16) for out in floats
+        ]
+    gradients: list[torch.Tensor | None] = []
+    if floats and wanted:
+        finite = [
+            torch.where(torch.isfinite(o.detach()), c.to(o.dtype), 0) for o, c in zip(floats, cotangents, strict=True)
+        ]
+        gradients = list(torch.autograd.grad(floats, [leaves[name] for name in wanted], finite, allow_unused=True))
+    return [out.detach() for out in outputs], gradients, cotangents
+
+
+def _ratio(got: torch.Tensor, low: torch.Tensor, oracle: torch.Tensor) -> float:
+    """Worst of the two error measures over what the rule allows; infinity for a wrong shape, dtype or NaN."""
+    if got.shape != oracle.shape or got.dtype != low.dtype:
+        return float("inf")
+    if not got.is_floating_point():
+        return 0.0 if torch.equal(got, low) else float("inf")
+    if got.numel() == 0:
+        return 0.0
+    finite = torch.isfinite(oracle)
+    wide, low = got.double(), low.double()
+    special_equal = torch.equal(torch.nan_to_num(wide[~finite], nan=7.0), torch.nan_to_num(oracle[~finite], nan=7.0))
+    if not special_equal or not torch.isfinite(wide[finite]).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    error, allowed = (wide - oracle)[finite], (low - oracle)[finite]
+    half_ulp = torch.finfo(got.dtype).eps / 2
+    smallest = torch.finfo(got.dtype).smallest_normal
+    ratios = []
+    for measure in (lambda t: t.abs().max(), lambda t: t.square().mean().sqrt()):
+        bound = 2 * measure(allowed) + half_ulp * measure(oracle[finite]) + smallest
+        ratios.append((measure(error) / bound).item())
+    return max(ratios)
+
+
+def judge(table: Table, case: Case, dtype: torch.dtype, backend: str, *, layout: str = "fenced") -> Verdict:
+    """Runs one case forward and backward on `backend` and compares; see the module's docstring.
+
+    `layout` is how the tensors handed to the kernel lie in memory: see `Fence`.
+    Outputs start as NaN, and the memory around the inputs is NaN too: see `nan_outputs` and `Fence`.
+    """
+    arguments = in_dtype(case.arguments(), dtype)
+    oracle_out, oracle_grad, cotangents = run(table.reference, in_float64(arguments), table.grad, None)
+    low_out, low_grad, _ = run(table.reference, arguments, table.grad, cotangents)
+    fence = Fence(arguments, layout)
+    with nan_outputs():
+        got_out, got_grad, _ = run(
+            lambda **kw: table.op(**kw, backend=backend), fence.arguments, table.grad, cotangents
+        )
+    if not fence.intact():
+        return Verdict(float("inf"), "an input, or the memory around it, was written to")
+    names = [name for name in table.grad if isinstance(arguments.get(name), torch.Tensor)]
+    worst = Verdict(0.0, "nothing to compare")
+    if len(got_out) != len(low_out):
+        return Verdict(float("inf"), f"{len(got_out)} outputs instead of {len(low_out)}")
+    compared = [
+        *((f"output {i}", *trio) for i, trio in enumerate(zip(got_out, low_out, oracle_out, strict=True))),
+        *((f"gradient of {n}", *trio) for n, *trio in zip(names, got_grad, low_grad, oracle_grad, strict=False)),
+    ]
+    for where, got, low, oracle in compared:
+        if (got is None) != (low is None):
+            return Verdict(float("inf"), f"{where} is missing on one side")
+        if got is None:
+            continue
+        ratio = _ratio(got, low, oracle)
+        if ratio >= worst.ratio:
+            worst = Verdict(ratio, where)
+    return worst
+
+
+@contextmanager
+def nan_outputs() -> Iterator[None]:
+    """Every tensor that is allocated without content starts as NaN (integers as their maximum) inside."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextmanager
+def cpu_level(name: str | None) -> Iterator[None]:
+    """Run the CPU backend at this instruction-set level inside; None leaves it as it is."""
+    if name is None:
+        yield
+        return
+    assert native.module is not None, native.load_error
+    before = native.module.cpu_level()
+    native.module.set_cpu_level(name)
+    try:
+        yield
+    finally:
+        native.module.set_cpu_level(before)

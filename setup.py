@@ -1,0 +1,174 @@
+"""Builds grokkernels._C, the native library, with ninja.
+
+csrc/cpu/*.cpp is compiled once per line of csrc/cpu/levels.txt, everything else once. CMakeLists.txt builds the same
+sources without torch or Python. Environment: CXX, CXXFLAGS, LDFLAGS, MAX_JOBS.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+# Oldest torch whose stable ABI the extension speaks: 2.10, in the form TORCH_TARGET_VERSION wants.
+TORCH_TARGET = "2.10"
+TORCH_TARGET_VERSION = "0x020a000000000000"
+CXXFLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Wextra",
+]
+
+
+def levels() -> dict[str, list[str]]:
+    """Instruction-set levels by name with the flags each adds; only the baseline away from x86-64."""
+    lines = [line.split() for line in (CSRC / "cpu" / "levels.txt").read_text().splitlines() if line and line[0] != "#"]
+    if platform.machine() not in ("x86_64", "AMD64"):
+        lines = lines[:1]
+    return {name: flags for name, *flags in lines}
+
+
+def compiler() -> list[str]:
+    command = shlex.split(os.environ.get("CXX", "c++"))
+    if not command or shutil.which(command[-1]) is None:
+        raise SystemExit(
+            f"grokkernels needs a C++20 compiler and found no '{command[-1] if command else 'c++'}': install the "
+            "package g++ (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++), or name one with CXX."
+        )
+    return command
+
+
+def ninja() -> str:
+    found = shutil.which("ninja")
+    if found:
+        return found
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        raise SystemExit("grokkernels is built with ninja and found none: pip install ninja.") from None
+    return str(Path(BIN_DIR) / "ninja")
+
+
+def torch_paths() -> tuple[list[str], str, str]:
+    """Include directories and library directory of the installed torch, and its version."""
+    try:
+        import torch
+    except ImportError as error:
+        raise SystemExit(
+            f"grokkernels is built against torch, which does not import here ({error}): pip install torch."
+        ) from error
+    root = Path(torch.__file__).parent
+    include = root / "include"
+    return [str(include), str(include / "torch" / "csrc" / "api" / "include")], str(root / "lib"), torch.__version__
+
+
+def escape(text: str) -> str:
+    """A path or command as ninja spells it."""
+    return text.replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+
+def define(name: str, value: str) -> str:
+    return shlex.quote(f"-D{name}={value}")
+
+
+class NinjaBuild(build_ext):
+    """One ninja file for the whole library: incremental, parallel, with header dependencies."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build_dir = Path(self.build_temp).resolve()
+        build_dir.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ninja_file = build_dir / "build.ninja"
+        ninja_file.write_text(self.ninja_text(target))
+        command = [ninja(), "-C", str(build_dir), "-f", str(ninja_file)]
+        if os.environ.get("MAX_JOBS"):
+            command += ["-j", os.environ["MAX_JOBS"]]
+        try:
+            subprocess.run(command, check=True, stdout=None if self.verbose else subprocess.DEVNULL)
+        except subprocess.CalledProcessError:
+            # ninja prints the compiler's words on stdout: show them when they were kept back.
+            if not self.verbose:
+                subprocess.run(command, check=False)
+            raise SystemExit(
+                "grokkernels: the native library did not build; the compiler's words stand above."
+            ) from None
+        database = subprocess.run([*command[:5], "-t", "compdb", "cxx"], check=True, capture_output=True, text=True)
+        (build_dir / "compile_commands.json").write_text(database.stdout)
+
+    def ninja_text(self, target: Path) -> str:
+        torch_include, torch_lib, torch_version = torch_paths()
+        import pybind11
+
+        cxx = " ".join(shlex.quote(part) for part in compiler())
+        common = " ".join([*CXXFLAGS, f"-I{shlex.quote(str(CSRC))}", os.environ.get("CXXFLAGS", "")])
+        python_include = [sysconfig.get_paths()["include"], pybind11.get_include()]
+        system = " ".join(f"-isystem {shlex.quote(path)}" for path in [*torch_include, *python_include])
+        torch_flags = f"{system} -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"
+        facts = " ".join(
+            [
+                define("GK_COMPILER", f'"{self.compiler_version()}"'),
+                define("GK_TORCH_TARGET", f'"{TORCH_TARGET}"'),
+                define("GK_TORCH_BUILT_WITH", f'"{torch_version}"'),
+            ]
+        )
+        text = [
+            "ninja_required_version = 1.5",
+            f"rule cxx\n  command = {cxx.replace('$', '$$')} -MMD -MF $out.d {common} $flags -c $in -o $out\n"
+            "  depfile = $out.d\n  deps = gcc\n  description = $out",
+            f"rule link\n  command = {cxx} -shared $in -o $out {os.environ.get('LDFLAGS', '')} "
+            f"-L{shlex.quote(torch_lib)} -ltorch_cpu -ltorch\n  description = $out",
+        ]
+        objects: list[str] = []
+
+        def add(source: Path, name: str, flags: str) -> None:
+            objects.append(name)
+            text.append(f"build {name}: cxx {escape(str(source))}\n  flags = {flags}")
+
+        for level, level_flags in levels().items():
+            flags = f"-DGK_CPU_LEVEL={level} -DGK_CPU_IS_BASELINE={int(level == 'baseline')} " + " ".join(level_flags)
+            for source in sorted((CSRC / "cpu").glob("*.cpp")):
+                add(source, f"cpu/{source.stem}.{level}.o", flags)
+        for source in sorted((CSRC / "cpu" / "runtime").glob("*.cpp")):
+            add(source, f"runtime/{source.stem}.o", "")
+        for source in sorted((CSRC / "torch").glob("*.cpp")):
+            add(source, f"torch/{source.stem}.o", torch_flags + (f" {facts}" if source.stem == "module" else ""))
+        text.append(f"build {escape(str(target))}: link {' '.join(objects)}")
+        text.append(f"default {escape(str(target))}")
+        return "\n".join(text) + "\n"
+
+    @staticmethod
+    def compiler_version() -> str:
+        words = subprocess.run([*compiler(), "--version"], check=True, capture_output=True, text=True).stdout
+        return words.splitlines()[0].replace('"', "")
+
+
+def source_files() -> list[str]:
+    """Everything the sdist must carry to build: setuptools takes the list from the extension."""
+    found = [path for kind in ("*.cpp", "*.h", "*.txt") for path in CSRC.rglob(kind)]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension(
+                "grokkernels._C", sources=[s for s in source_files() if s.endswith(".cpp")], depends=source_files()
+            )
+        ],
+        cmdclass={"build_ext": NinjaBuild},
+    )

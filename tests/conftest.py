@@ -1,0 +1,28 @@
+"""Parametrises the classes of tests/suite.py over the case table they name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.suite import CaseTableTests, backends
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.cls is None or not issubclass(metafunc.cls, CaseTableTests):
+        return
+    table = metafunc.cls.table
+    wanted = metafunc.fixturenames
+    if "case" in wanted:
+        metafunc.parametrize("case", table.cases, ids=lambda case: case.name)
+    if "dtype" in wanted:
+        metafunc.parametrize("dtype", table.dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
+    if "backend" in wanted:
+        metafunc.parametrize("backend", backends(), ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    """Two threads in every test, so that parallel paths run on any machine."""
+    torch.set_num_threads(2)

@@ -1,0 +1,67 @@
+"""rms_norm against its case table, on drawn shapes, and with bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import grokkernels
+from grokkernels.testing import judge
+from grokkernels.testing.cases import rms_norm as cases
+from tests.suite import CaseTableTests
+
+
+class TestCases(CaseTableTests):
+    table = cases.TABLE
+
+
+@given(
+    rows=st.integers(0, 9),
+    cols=st.integers(8, 300),
+    residual=st.booleans(),
+    zero_centered=st.booleans(),
+    dtype=st.sampled_from(cases.TABLE.dtypes),
+)
+def test_drawn_shapes(rows: int, cols: int, residual: bool, zero_centered: bool, dtype: torch.dtype) -> None:
+    case = cases.case(rows, cols, residual=residual, zero_centered=zero_centered)
+    verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+    assert verdict.passed, verdict
+
+
+def test_residual_reads_one_rounded_sum() -> None:
+    """In bfloat16, y is the norm of x + residual as rounded, as in the two calls that the fused form replaces."""
+    x, residual = torch.randn(2, 3, 64).bfloat16()
+    weight = torch.ones(64)
+    y, h = grokkernels.rms_norm(x, weight, residual=residual, backend="cpu")
+    assert torch.equal(h, x + residual)
+    assert torch.equal(y, grokkernels.rms_norm(h, weight, backend="cpu"))
+
+
+def test_rows_do_not_see_each_other() -> None:
+    x, weight = torch.randn(5, 333), torch.randn(333)
+    whole = grokkernels.rms_norm(x, weight, backend="cpu")
+    for row in range(5):
+        assert torch.equal(whole[row], grokkernels.rms_norm(x[row], weight, backend="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"x": [1.0]}, "x must be a torch.Tensor, got list"),
+        ({"x": torch.ones(4, dtype=torch.int32)}, "x must be one of float32"),
+        ({"x": torch.tensor(1.0)}, "x must have at least one dimension"),
+        ({"weight": torch.ones(3)}, r"weight must have shape \(C,\) = \(4\), got \(3,\)"),
+        ({"eps": -1.0}, "eps must be a finite number >= 0, got -1.0"),
+        ({"eps": float("nan")}, "eps must be a finite number >= 0"),
+        ({"residual": torch.ones(1, 4)}, r"residual must have shape of x = \(2, 4\), got \(1, 4\)"),
+        ({"residual": torch.ones(2, 4).bfloat16()}, "residual must be one of float32"),
+        ({"backend": "tpu"}, "names no backend: 'tpu'; allowed are"),
+        ({"backend": "cuda"}, "cannot run on backend 'cuda'"),
+        ({"x": torch.ones(2, 4).double(), "backend": "cpu"}, "x is torch.float64"),
+    ],
+)
+def test_bad_input(arguments: dict, words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        grokkernels.rms_norm(**{"x": torch.ones(2, 4), "weight": torch.ones(4), **arguments})
