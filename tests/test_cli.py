@@ -75,6 +75,14 @@ def test_training_reports_and_leaves_its_files(folder: Path) -> None:
     assert files == {".lock", "metrics.jsonl", "curves.png", "run.json", *map(checkpoint.file_name, (7, 8))}
 
 
+def test_a_demo_can_require_the_baseline(tmp_path: Path) -> None:
+    line = ["train", "--data", "text.txt", "--require-below-unigram", "--out", tmp_path / "run", *QUICK]
+    assert call(*line, "--steps", 100, "--lr", 0.01).exit_code == 0
+    poor = call(*line, "--steps", 1, "--overwrite")
+    assert poor.exit_code == 1
+    assert "not below the unigram baseline" in poor.output
+
+
 def test_generation_streams_utf8_and_repeats_with_a_seed() -> None:
     first = call("generate", "--checkpoint", "run", "--prompt", "über ", "--max-new-tokens", 40, "--seed", 3)
     assert first.exit_code == 0, first.output

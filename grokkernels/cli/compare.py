@@ -9,7 +9,7 @@ import click
 from ._sections import SectionedCommand, option
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=SectionedCommand, short_help="Time one training step on several backends.")
 @option(
     "Options",
     "--checkpoint",

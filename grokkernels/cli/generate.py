@@ -13,7 +13,7 @@ from ._sections import SectionedCommand, option
 _WHAT, _SAMPLING, _MACHINE = "What to say", "Sampling", "Machine"
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=SectionedCommand, short_help="Let a trained model continue a text.")
 @option(
     _WHAT,
     "--checkpoint",

@@ -12,7 +12,7 @@ from ._sections import SectionedCommand, option
 
 _TEXT, _MODEL, _LENGTH = "Text", "Model", "Length and saving"
 _LEARNING, _MACHINE = "Learning", "Machine"
-_NOT_SETTINGS = {"out", "resume", "overwrite"}
+_NOT_SETTINGS = {"out", "resume", "overwrite", "require_below_unigram"}
 
 
 def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     return result
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=SectionedCommand, short_help="Train a small Grok on text.")
 @option(
     _TEXT,
     "--data",
@@ -83,6 +83,12 @@ def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 )
 @option(_LENGTH, "--resume", is_flag=True, help="Continue the run in --out; its settings need not be given again.")
 @option(_LENGTH, "--overwrite", is_flag=True, help="Replace the run in --out.")
+@option(
+    _LENGTH,
+    "--require-below-unigram",
+    is_flag=True,
+    help="End with exit status 1 unless the held-out loss is below the unigram baseline.",
+)
 @option(_LENGTH, "--save-every", type=click.IntRange(1), help="Steps between checkpoints.  [default: 10 per run]")
 @option(_LENGTH, "--keep", type=click.IntRange(1), default=2, help="How many checkpoints to keep.")
 @option(_LENGTH, "--eval-every", type=click.IntRange(1), help="Steps between validations.  [default: 20 per run]")
@@ -188,3 +194,5 @@ def command(ctx: click.Context, **values: Any) -> None:
             f"{abs(gain):.3f} {'below' if gain >= 0 else 'ABOVE'} it"
         )
     click.echo(f"curves: {summary.picture}")
+    if values["require_below_unigram"] and not (summary.held_out_loss or float("inf")) < summary.unigram_loss:
+        raise click.ClickException("the held-out loss is not below the unigram baseline: train longer")
