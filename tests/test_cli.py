@@ -20,7 +20,7 @@ from grokkernels.training import checkpoint, metrics
 
 SIZE = {"d_model": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "ffn_dim": 32}
 QUICK = [word for name, value in SIZE.items() for word in ("--set", f"{name}={value}")]
-QUICK += ["--set", "num_experts=4", "--set", "top_k=2", "--context", "32", "--batch", "2"]
+QUICK += ["--set", "num_experts=4", "--set", "top_k=2", "--context", "32", "--batch", "2", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_version_needs_no_installation() -> None:
 
 def test_training_reports_and_leaves_its_files(folder: Path) -> None:
     said = (folder / "trained.txt").read_text()
-    assert "1 documents" in said
-    assert "8 steps in 0:0" in said
+    assert "1 document, " in said
+    assert re.search(r"^8 steps in \d+:\d\d; saved ", said, re.MULTILINE)
     assert re.search(r"held-out loss \d\.\d+, unigram baseline \d\.\d+ nats per token", said)
     files = {path.name for path in (folder / "run").iterdir()}
     assert files == {".lock", "metrics.jsonl", "curves.png", "run.json", *map(checkpoint.file_name, (7, 8))}
@@ -166,6 +166,7 @@ MISTAKES = {
     "train --set colour=3 --data text.txt": "no setting 'colour'",
     "train --set top_k=9 --set num_experts=2 --data text.txt": "top_k",
     "train --preset huge --data text.txt": "huge",
+    "train --preset grok-1 --data text.txt": "choose a smaller --preset",
     "train --backend abacus --data text.txt": "abacus",
     "train --tokenizer text.txt": "must end in",
     "train --out text.txt": "is a file",
@@ -181,7 +182,6 @@ MISTAKES = {
     "generate --checkpoint foreign": "not a checkpoint of",
     "generate --checkpoint text.txt": "not a complete checkpoint",
     "generate --checkpoint run --max-new-tokens -1": "--max-new-tokens",
-    "generate --checkpoint run --max-new-tokens 99999999": "positions",
     "generate --checkpoint run --backend abacus": "abacus",
     "generate --checkpoint run --top-p 0": "--top-p",
     "compare --checkpoint run --backend abacus": "abacus",

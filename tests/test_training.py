@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def text(tmp_path: Path) -> Path:
 def settings_for(text: Path, **changes: Any) -> dict[str, Any]:
     """Settings of a run of a second."""
     values: dict[str, Any] = {"data": (str(text),), "overrides": SMALL, "context": 32, "batch": 2, "steps": 6}
-    return {**values, "threads": 2, "eval_batches": 2, **changes}
+    return {**values, "threads": 1, "eval_batches": 2, **changes}
 
 
 # Schedule, durations
@@ -460,21 +461,41 @@ def test_bad_settings_are_one_sentence(tmp_path: Path, text: Path, changes: dict
 # Generation
 
 
+class Scripted:
+    """A model that says a fixed text, and remembers what it was asked."""
+
+    class config:
+        max_position = 8
+
+    def __init__(self, script: list[int]) -> None:
+        self.script, self.prompts = script, []
+
+    def generate(self, prompt: torch.Tensor, count: int, **options: Any) -> Iterator[int]:
+        assert prompt.dtype == torch.int64
+        assert prompt.shape[1] + count <= self.config.max_position
+        self.prompts.append((bytes(prompt[0].tolist()), options["seed"]))
+        for _ in range(count):
+            yield self.script.pop(0)
+
+
+def said(model: Scripted, prompt: str, **options: Any) -> str:
+    """The whole of a stream."""
+    return "".join(stream(model, tokenizer.ByteTokenizer(), prompt, **options))  # type: ignore[arg-type]
+
+
 def test_generation_ends_at_the_limit_and_at_the_separator() -> None:
-    class Scripted:
-        class config:
-            max_position = 8
+    model = Scripted([*"né".encode(), 0, 65])
+    assert said(model, "ab", max_new_tokens=6) == "né"
+    assert model.prompts == [(b"ab", None)]
+    model = Scripted([*"né".encode()])
+    assert said(model, "", max_new_tokens=2) == "n\ufffd"
+    assert model.prompts == [(b"\0", None)]
 
-        def generate(self, prompt: torch.Tensor, count: int, **options: Any) -> Any:
-            assert prompt.dtype == torch.int64
-            self.prompt = prompt.tolist()
-            yield from [*"né".encode(), 0, 65][:count]
 
-    model = Scripted()
-    words = tokenizer.ByteTokenizer()
-    assert "".join(stream(model, words, "ab", max_new_tokens=4)) == "né"  # type: ignore[arg-type]
-    assert model.prompt == [[97, 98]]
-    assert "".join(stream(model, words, "", max_new_tokens=2)) == "n\ufffd"  # type: ignore[arg-type]
-    assert model.prompt == [[0]]
-    with pytest.raises(UserError, match="8 positions"):
-        list(stream(model, words, "ab", max_new_tokens=7))  # type: ignore[arg-type]
+def test_a_long_text_goes_on_from_its_last_half_window() -> None:
+    model = Scripted([*b"efghijklm"])
+    assert said(model, "abcd", max_new_tokens=9, seed=5) == "efghijklm"
+    assert model.prompts == [(b"abcd", 5), (b"efgh", 6), (b"ijkl", 7)]
+    model = Scripted([*b"xy"])
+    assert said(model, "abcdefghijkl", max_new_tokens=2, window=4) == "xy"
+    assert model.prompts == [(b"kl", None)]

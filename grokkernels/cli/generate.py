@@ -88,6 +88,7 @@ def command(
                 top_k=top_k,
                 top_p=top_p,
                 seed=seed,
+                window=saved.about["settings"]["context"],
             ):
                 pieces += 1
                 out.write(piece.encode("utf-8", errors="replace"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+import numpy as np
+
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -22,28 +23,35 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
+    window: int | None = None,
 ) -> Iterator[str]:
     """Yield the continuation of `prompt` one token at a time, as text; a token may yield an empty string.
 
-    An empty prompt begins a new document. The stream ends after `max_new_tokens` or when the document does.
+    An empty prompt begins a new document. The stream ends after `max_new_tokens` or when the document does. The model
+    sees at most `window` tokens (its max_position unless given; best the context that it was trained with): a text
+    that outgrows them goes on from its last half window.
     """
     import torch
 
-    ids = tokenizer.encode(prompt).astype("int64")
+    ids = tokenizer.encode(prompt).astype(np.int64)
     if len(ids) == 0:
-        ids = ids.__class__((1,), dtype="int64")
-        ids[0] = tokenizer.separator
-    limit = model.config.max_position
-    if len(ids) + max_new_tokens > limit:
-        raise UserError(
-            f"the prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the model's {limit} positions: "
-            f"ask for fewer --max-new-tokens"
-        )
+        ids = np.array([tokenizer.separator])
+    window = max(2, min(window or model.config.max_position, model.config.max_position))
     decoder = tokenizer.decoder()
-    for token in model.generate(
-        torch.from_numpy(ids)[None], max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    ):
-        if token == tokenizer.separator:
-            break
-        yield decoder.feed(token)
+    left = max_new_tokens
+    while left > 0:
+        if len(ids) >= window:
+            ids = ids[-(window // 2) :]
+        count = min(left, window - len(ids))
+        prefix = torch.from_numpy(ids)[None]
+        sampled = []
+        for token in model.generate(prefix, count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed):
+            if token == tokenizer.separator:
+                left = 0
+                break
+            sampled.append(token)
+            yield decoder.feed(token)
+        left -= len(sampled)
+        ids = np.concatenate([ids, np.array(sampled, dtype=np.int64)])
+        seed = None if seed is None else seed + 1
     yield decoder.finish()

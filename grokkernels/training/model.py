@@ -38,7 +38,7 @@ def create(settings: Settings, vocab_size: int) -> Grok:
             )
         if config.max_position < settings.context:
             config = dataclasses.replace(config, max_position=settings.context)
-        _check_memory(sum(p.numel() for p in Grok(config, device="meta").parameters()))
+        _check_memory(config.num_parameters())
         torch.manual_seed(settings.seed)
         return Grok(config)
     except UserError:

@@ -60,9 +60,11 @@ def train(
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         tokens = data.prepare(settings.data, words, cache)
+        plural = "" if tokens.documents == 1 else "s"
+        left_out = f"; {tokens.skipped:,} files that are not text left out" if tokens.skipped else ""
         show.say(
-            f"{tokens.documents:,} documents, {len(tokens.train):,} tokens to train on, {len(tokens.held_out):,} held "
-            f"out" + (f"; {tokens.skipped:,} files that are not text left out" if tokens.skipped else "")
+            f"{tokens.documents:,} document{plural}, {len(tokens.train):,} tokens to train on, "
+            f"{len(tokens.held_out):,} held out{left_out}"
         )
         tokens.check_context(settings.context)
         grok = model.create(settings, words.vocab_size)

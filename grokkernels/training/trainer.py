@@ -235,15 +235,17 @@ class Trainer:
         self._began = time.perf_counter()
         try:
             with on_backend(self.settings.backend), StopSignals() as stop, self.show:
-                while self.progress < 1.0 and stop.signal is None:
-                    before = self.progress
+                # The clock is read once per step: what is due at the end of the run is then due exactly once.
+                now = self.progress
+                while now < 1.0 and stop.signal is None:
                     record = self.step()
-                    if self._due(self.settings.eval_every, EVALUATIONS, before):
+                    before, now = now, self.progress
+                    if self._due(self.settings.eval_every, EVALUATIONS, before, now):
                         held_out = record["val_loss"] = self.evaluate()
                     writer.write(record)
-                    self._report(record)
+                    self._report(record, now)
                     path = None
-                    if self._due(self.settings.save_every, SAVES, before):
+                    if self._due(self.settings.save_every, SAVES, before, now):
                         writer.sync()
                         path = self.save()
                 if stop.signal is not None:
@@ -259,21 +261,24 @@ class Trainer:
             self.step_count, self.elapsed, record["loss"], held_out, self.unigram, path, picture, stop.signal
         )
 
-    def _due(self, every: int | None, times: int, before: float) -> bool:
-        """Whether the step just made crosses a multiple of `every` steps, or of 1 / `times` of the run, or ends it."""
-        if self.progress >= 1.0:
+    def _due(self, every: int | None, times: int, before: float, now: float) -> bool:
+        """Whether the step just made reaches a multiple of `every` steps, or of 1 / `times` of the run, or ends it.
+
+        `before` and `now` are the progress at the last two steps.
+        """
+        if now >= 1.0:
             return True
         if every is not None:
             return self.step_count % every == 0
-        return math.floor(self.progress * times) > math.floor(before * times)
+        return math.floor(now * times) > math.floor(before * times)
 
-    def _report(self, record: dict[str, Any]) -> None:
+    def _report(self, record: dict[str, Any], now: float) -> None:
+        done = min(now, 1.0)
         figures = f"loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
-        self.show.update(min(self.progress, 1.0), f"step {record['step']}  {figures}")
+        self.show.update(done, f"step {record['step']}  {figures}")
         if record["val_loss"] is not None:
             self.show.say(
-                f"step {record['step']:>6}  {100 * min(self.progress, 1.0):3.0f} %  {figures}  "
-                f"held-out loss {record['val_loss']:.3f}"
+                f"step {record['step']:>6}  {100 * done:3.0f} %  {figures}  held-out loss {record['val_loss']:.3f}"
             )
 
     def _describe(self) -> None:
