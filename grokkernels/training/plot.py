@@ -44,7 +44,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path, *, unigram: float | None
     speed.yaxis.set_major_formatter("{x:,.0f}")
     speed.legend(loc="lower right")
     speed.set(title="Speed", xlabel="step", ylabel="tokens per second")
-    speed.set_ylim(0, 1.15 * float(np.nanpercentile(rate, 98)))
+    speed.set_ylim(0, 1.2 * float(np.nanpercentile(rate, 98)))
 
     counts = np.array([r["tokens_per_expert"] for r in records], dtype=float)  # (steps, layers, experts)
     shares = 100.0 * counts / np.maximum(counts.sum(-1, keepdims=True), 1.0)
@@ -55,9 +55,9 @@ def draw(records: Sequence[dict[str, Any]], path: Path, *, unigram: float | None
         experts.plot(steps, _smooth(mean[:, expert]), label=f"expert {expert}", color=colours(expert % 20))
     experts.axhline(100.0 / number, color="black", linestyle="--", linewidth=1, label="even share")
     experts.set(title="Tokens per expert, mean over the layers, smoothed", xlabel="step", ylabel="share of tokens (%)")
-    experts.set_ylim(bottom=0)
+    experts.set_ylim(0, 1.35 * float(mean.max()))  # the head room is the legend's
     if number <= 16:
-        experts.legend(ncols=3, fontsize="small")
+        experts.legend(ncols=5, fontsize="small", loc="upper center")
 
     last = shares[-max(1, len(shares) // 10) :].mean(0)
     image = layers.imshow(last, aspect="auto", cmap="viridis", vmin=0)

@@ -73,6 +73,7 @@ class Trainer:
         self.unigram = tokens.unigram_loss()
         self.step_count = 0
         self._elapsed_before = 0.0
+        self._evaluating = 0.0  # seconds of this process
         self._began: float | None = None
 
     def _in_dtype(self, model: Grok) -> Grok:
@@ -240,8 +241,8 @@ class Trainer:
                 while now < 1.0 and stop.signal is None:
                     record = self.step()
                     before, now = now, self.progress
-                    if self._due(self.settings.eval_every, EVALUATIONS, before, now):
-                        held_out = record["val_loss"] = self.evaluate()
+                    if self._due(self.settings.eval_every, EVALUATIONS, before, now) and self._affordable(now):
+                        held_out = record["val_loss"] = self._timed_evaluation()
                     writer.write(record)
                     self._report(record, now)
                     path = None
@@ -271,6 +272,17 @@ class Trainer:
         if every is not None:
             return self.step_count % every == 0
         return math.floor(now * times) > math.floor(before * times)
+
+    def _affordable(self, now: float) -> bool:
+        """Keeps evaluations to a tenth of a timed run on a slow machine; those asked for, and the last, always are."""
+        s = self.settings
+        return s.steps is not None or s.eval_every is not None or now >= 1.0 or 10 * self._evaluating <= self.elapsed
+
+    def _timed_evaluation(self) -> float:
+        began = time.perf_counter()
+        loss = self.evaluate()
+        self._evaluating += time.perf_counter() - began
+        return loss
 
     def _report(self, record: dict[str, Any], now: float) -> None:
         done = min(now, 1.0)
