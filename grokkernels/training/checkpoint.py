@@ -113,7 +113,7 @@ def load(path: Path, prefixes: Iterable[str] = ("",)) -> Checkpoint:
             names = [name for name in file.keys() if name.startswith(tuple(prefixes))]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a complete checkpoint ({error}): use an earlier one") from None
+        raise UserError(f"{path} is not a complete checkpoint ({error})") from None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
     for name, tensor in tensors.items():
