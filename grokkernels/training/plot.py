@@ -42,7 +42,7 @@ def draw(records: Sequence[dict[str, Any]], path: Path, *, unigram: float | None
     speed.plot(steps, rate, color="tab:green", alpha=0.25, linewidth=0.8, label="each step")
     speed.plot(steps, _smooth(rate), color="tab:green", label="smoothed")
     speed.yaxis.set_major_formatter("{x:,.0f}")
-    speed.legend(loc="lower right")
+    speed.legend(loc="best")
     speed.set(title="Speed", xlabel="step", ylabel="tokens per second")
     speed.set_ylim(0, 1.2 * float(np.nanpercentile(rate, 98)))
 
