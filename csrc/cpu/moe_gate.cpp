@@ -79,9 +79,27 @@ void load_tile(const MoeGateOptions& g, int64_t row, int rows, float* z, float* 
   }
 }
 
+// The sum of term(i), i < n, in short runs: the error does not grow with n for the sizes met here.
+template <typename Term>
+vf sum_over(int64_t n, const Term& term) {
+  constexpr int64_t kRun = 32;
+  vf total = zero();
+  for (int64_t begin = 0; begin < n; begin += kRun) {
+    const int64_t end = begin + kRun < n ? begin + kRun : n;
+    vf sum[4] = {zero(), zero(), zero(), zero()};
+    int64_t i = begin;
+    for (; i + 4 <= end; i += 4)
+      for (int u = 0; u < 4; ++u) sum[u] = sum[u] + term(i + u);
+    for (; i < end; ++i) sum[0] = sum[0] + term(i);
+    total = total + ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+  }
+  return total;
+}
+
 struct Scores {
   vmask routed;  // rows that exist and whose logsumexp is finite
-  vf lse;        // logsumexp(z)
+  vf largest;    // of z
+  vf log;        // of the sum of exp(z - largest): logsumexp(z) is largest + log
   vf total;      // sum over the experts of the scores
 };
 
@@ -91,37 +109,31 @@ Scores score(const MoeGateOptions& g, int rows, float* z, float* softmax, float*
   const int64_t experts = g.experts;
   vf largest = set1(-kInfinity);
   for (int64_t e = 0; e < experts; ++e) largest = max(at(z, e), largest);
-  vf sum[4] = {zero(), zero(), zero(), zero()};
-  int64_t e = 0;
-  auto accumulate = [&](int64_t expert, vf& into) {
-    const vf x = exp_nonpositive(at(z, expert) - largest);
-    put(softmax, expert, x);
-    into = into + x;
-  };
-  for (; e + 4 <= experts; e += 4)
-    for (int u = 0; u < 4; ++u) accumulate(e + u, sum[u]);
-  for (; e < experts; ++e) accumulate(e, sum[0]);
-  const vf denominator = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  const vf denominator = sum_over(experts, [&](int64_t e) {
+    const vf x = exp_nonpositive(at(z, e) - largest);
+    put(softmax, e, x);
+    return x;
+  });
 
   Scores s;
-  s.lse = largest + log(denominator);
-  s.routed = (abs(s.lse) < kInfinity) & (lane_index() < rows);
+  s.largest = largest;
+  s.log = log(denominator);
+  s.routed = (abs(largest + s.log) < kInfinity) & (lane_index() < rows);
   if (any(~s.routed)) {
-    s.lse = select(s.routed, s.lse, zero());
-    for (e = 0; e < experts; ++e) put(z, e, select(s.routed, at(z, e), zero()));
-    for (e = 0; e < experts; ++e) put(softmax, e, select(s.routed, at(softmax, e), zero()));
+    s.largest = select(s.routed, s.largest, zero());
+    s.log = select(s.routed, s.log, zero());
+    for (int64_t e = 0; e < experts; ++e) put(z, e, select(s.routed, at(z, e), zero()));
+    for (int64_t e = 0; e < experts; ++e) put(softmax, e, select(s.routed, at(softmax, e), zero()));
   }
-  const vf inverse = select(s.routed, 1.0f / denominator, zero());
-  for (e = 0; e < experts; ++e) put(softmax, e, at(softmax, e) * inverse);
+  const vf divisor = select(s.routed, denominator, set1(1.0f));
+  for (int64_t e = 0; e < experts; ++e) put(softmax, e, at(softmax, e) / divisor);
   s.total = set1(1.0f);
-  if (g.sigmoid) {
-    s.total = zero();
-    for (e = 0; e < experts; ++e) {
+  if (g.sigmoid)
+    s.total = sum_over(experts, [&](int64_t e) {
       const vf x = select(s.routed, sigmoid(at(z, e)), zero());
       put(scores, e, x);
-      s.total = s.total + x;
-    }
-  }
+      return x;
+    });
   return s;
 }
 
@@ -220,21 +232,14 @@ void chosen_weights(const MoeGateOptions& g, const float* z, const float* scores
       weights[k * kLanes + i] = expert < 0 ? 0.0f : from[expert * kLanes + i];
     }
   if (!g.topk_first) return;
-  vf largest = set1(-kInfinity), sum = zero();
+  vf largest = set1(-kInfinity);
   for (int64_t k = 0; k < g.top_k; ++k) largest = max(largest, at(weights, k));
-  for (int64_t k = 0; k < g.top_k; ++k) {
+  const vf sum = sum_over(g.top_k, [&](int64_t k) {
     const vf x = exp_nonpositive(at(weights, k) - largest);
     put(weights, k, x);
-    sum = sum + x;
-  }
-  const vf inverse = 1.0f / sum;
-  for (int64_t k = 0; k < g.top_k; ++k) put(weights, k, at(weights, k) * inverse);
-}
-
-vf sum_of(const float* tile, int64_t n) {
-  vf sum = zero();
-  for (int64_t i = 0; i < n; ++i) sum = sum + at(tile, i);
-  return sum;
+    return x;
+  });
+  for (int64_t k = 0; k < g.top_k; ++k) put(weights, k, at(weights, k) / sum);
 }
 
 // ----------------------------------------------------------------------------------------------------------------
@@ -271,17 +276,24 @@ void forward_block(const MoeGateFwdParams& p, const Blocks& blocks, int64_t bloc
   int32_t* counts = partials.counts + block * experts;
   for (int64_t e = 0; e < experts; ++e) put(share, e, zero());
   for (int64_t e = 0; e < experts; ++e) counts[e] = 0;
-  vf square = zero(), routed = zero();
+  double square = 0.0, routed = 0.0;
 
   const int64_t end = blocks.rows * (block + 1) < g.tokens ? blocks.rows * (block + 1) : g.tokens;
   for (int64_t row = blocks.rows * block; row < end; row += kLanes) {
     const int rows = static_cast<int>(end - row < kLanes ? end - row : kLanes);
     load_tile<T>(g, row, rows, z, nullptr);
     const Scores s = score(g, rows, z, softmax, scores);
-    square = fma(s.lse, s.lse, square);
-    routed = routed + select(s.routed, set1(1.0f), zero());
-    const vf scale = 1.0f / max(s.total, set1(kSmallest));
-    for (int64_t e = 0; e < experts; ++e) put(share, e, fma(at(scores, e), scale, at(share, e)));
+    for (int i = 0; i < rows; ++i) {
+      const double lse = static_cast<double>(s.largest[i]) + static_cast<double>(s.log[i]);
+      square += lse * lse;
+      routed += s.routed[i] != 0 ? 1.0 : 0.0;
+    }
+    if (g.sigmoid) {
+      const vf total = max(s.total, set1(kSmallest));
+      for (int64_t e = 0; e < experts; ++e) put(share, e, at(share, e) + at(scores, e) / total);
+    } else {
+      for (int64_t e = 0; e < experts; ++e) put(share, e, at(share, e) + at(scores, e));
+    }
 
     const float* order = g.topk_first ? z : scores;
     if (p.bias != nullptr) {  // a NaN counts as infinity, as in the reference's sort
@@ -300,10 +312,10 @@ void forward_block(const MoeGateFwdParams& p, const Blocks& blocks, int64_t bloc
     largest(order, experts, top_k, best, index);
 
     chosen_weights(g, z, scores, index, weights);
-    vf factor = set1(g.routed_scale);
-    if (g.renormalize) factor = factor / max(sum_of(weights, top_k), set1(kSmallest));
+    vf sum = set1(1.0f);
+    if (g.renormalize) sum = max(sum_over(top_k, [&](int64_t k) { return at(weights, k); }), set1(kSmallest));
     for (int64_t k = 0; k < top_k; ++k) {
-      put(weights, k, select(s.routed, at(weights, k) * factor, zero()));
+      put(weights, k, select(s.routed, at(weights, k) / sum * g.routed_scale, zero()));
       put(index, k, select(s.routed, at(index, k), set1(-1)));
     }
     for (int i = 0; i < rows; ++i)
@@ -316,8 +328,8 @@ void forward_block(const MoeGateFwdParams& p, const Blocks& blocks, int64_t bloc
   }
 
   for (int64_t e = 0; e < experts; ++e) partials.share[block * experts + e] = reduce_add(at(share, e));
-  partials.losses[2 * block] = static_cast<double>(reduce_add(square));
-  partials.losses[2 * block + 1] = static_cast<double>(reduce_add(routed));
+  partials.losses[2 * block] = square;
+  partials.losses[2 * block + 1] = routed;
 }
 
 template <typename T>
@@ -375,8 +387,8 @@ void backward_rows(const MoeGateBwdParams& p, int64_t row, int rows, float dbala
   const vf scale = dbalance / max(s.total, set1(kSmallest));
   vf mean = zero();
   if (g.sigmoid) {
-    for (int64_t e = 0; e < experts; ++e) mean = fma(at(scores, e), set1(static_cast<float>(p.counts[e])), mean);
-    mean = select(s.total >= kSmallest, mean / max(s.total, set1(kSmallest)), zero());
+    const vf sum = sum_over(experts, [&](int64_t e) { return at(scores, e) * static_cast<float>(p.counts[e]); });
+    mean = select(s.total >= kSmallest, sum / max(s.total, set1(kSmallest)), zero());
   }
   for (int64_t e = 0; e < experts; ++e) put(dz, e, (static_cast<float>(p.counts[e]) - mean) * scale);
 
@@ -396,30 +408,28 @@ void backward_rows(const MoeGateBwdParams& p, int64_t row, int rows, float dbala
       }
     chosen_weights(g, z, scores, index, weights);
     if (g.renormalize) {
-      const vf sum = sum_of(weights, top_k), inverse = 1.0f / max(sum, set1(kSmallest));
-      vf dot = zero();
-      for (int64_t k = 0; k < top_k; ++k) dot = fma(at(dweights, k), at(weights, k), dot);
-      dot = select(sum >= kSmallest, dot * inverse, zero());
+      const vf sum = sum_over(top_k, [&](int64_t k) { return at(weights, k); }),
+               inverse = 1.0f / max(sum, set1(kSmallest));
+      const vf along = sum_over(top_k, [&](int64_t k) { return at(dweights, k) * at(weights, k); });
+      const vf dot = select(sum >= kSmallest, along * inverse, zero());
       for (int64_t k = 0; k < top_k; ++k) put(dweights, k, (at(dweights, k) - dot) * inverse);
     }
     if (g.topk_first) {
-      vf dot = zero();
-      for (int64_t k = 0; k < top_k; ++k) dot = fma(at(dweights, k), at(weights, k), dot);
+      const vf dot = sum_over(top_k, [&](int64_t k) { return at(dweights, k) * at(weights, k); });
       for (int64_t k = 0; k < top_k; ++k) put(dweights, k, at(weights, k) * (at(dweights, k) - dot));
     } else {
       scatter_add(dweights);
     }
   }
 
-  const vf c = dz_loss * s.lse;
+  const vf c = dz_loss * (s.largest + s.log);
   if (g.sigmoid) {
     for (int64_t e = 0; e < experts; ++e) {
       const vf x = at(scores, e);
       put(dz, e, fma(at(softmax, e), c, x * (1.0f - x) * at(dz, e)));
     }
   } else {
-    vf dot = zero();
-    for (int64_t e = 0; e < experts; ++e) dot = fma(at(softmax, e), at(dz, e), dot);
+    const vf dot = sum_over(experts, [&](int64_t e) { return at(softmax, e) * at(dz, e); });
     for (int64_t e = 0; e < experts; ++e) put(dz, e, at(softmax, e) * (at(dz, e) - dot + c));
   }
   if (g.topk_first && p.dweights != nullptr) scatter_add(dweights);

@@ -162,7 +162,9 @@ def moe_gate(
     checks.at_least("softcap", softcap, 0.0)
     checks.at_least("routed_scale", routed_scale, 0.0)
     if bias is not None:
-        checks.floating("bias", bias, dtypes=(torch.float32, logits.dtype) if logits.dtype == torch.float64 else (torch.float32,))
+        checks.floating(
+            "bias", bias, dtypes=(torch.float32, logits.dtype) if logits.dtype == torch.float64 else (torch.float32,)
+        )
         checks.shape("bias", bias, (experts,), "(E,)")
     _integer_in("num_groups", num_groups, 1, experts)
     if experts % num_groups != 0:
@@ -181,18 +183,18 @@ def moe_gate(
     if seed is not None:
         _integer_in("seed", seed, -(2**63), 2**64 - 1)
     device = checks.same_device(logits=logits, bias=bias)
-    options = dict(
-        scoring=scoring,
-        softcap=softcap,
-        bias=bias,
-        num_groups=num_groups,
-        topk_groups=topk_groups,
-        renormalize=renormalize,
-        routed_scale=routed_scale,
-        order=order,
-        jitter=jitter,
-        seed=seed,
-    )
+    options = {
+        "scoring": scoring,
+        "softcap": softcap,
+        "bias": bias,
+        "num_groups": num_groups,
+        "topk_groups": topk_groups,
+        "renormalize": renormalize,
+        "routed_scale": routed_scale,
+        "order": order,
+        "jitter": jitter,
+        "seed": seed,
+    }
     chosen = ROW.choose(backend, device, logits, top_k, **options)
     if chosen == "reference":
         return reference(logits, top_k, **options)
