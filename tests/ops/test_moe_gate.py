@@ -49,9 +49,12 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def permuted_grid(tokens: int, experts: int, levels: int) -> torch.Tensor:
-    """Rows of permutations of evenly spaced logits in [-2, 2]; of `levels` values, so with ties, unless that is 0."""
+    """Rows of permutations of evenly spaced logits; of `levels` values, so with ties, unless that is 0.
+
+    From -1.7 to 2.3: around zero two sigmoids would add up to 1, and rounding would decide between groups.
+    """
     steps = torch.rand(tokens, experts, generator=torch.Generator().manual_seed(experts)).argsort(dim=-1)
-    return (steps % levels if levels else steps) * (4 / max(levels or experts, 1)) - 2
+    return (steps % levels if levels else steps) * (4 / (levels or experts)) - 1.7
 
 
 @given(drawn=options())
@@ -59,17 +62,15 @@ def permuted_grid(tokens: int, experts: int, levels: int) -> torch.Tensor:
 def test_drawn_options(drawn: dict[str, Any]) -> None:
     """Ties and well separated scores only: a bias is a multiple of 2, so it orders before any score does."""
     tokens, experts, dtype = drawn.pop("tokens"), drawn.pop("experts"), drawn.pop("dtype")
-    level, logits = drawn.pop("level"), permuted_grid(tokens, experts, drawn.pop("levels"))
-    if drawn["bias"]:
-        drawn["bias"] = torch.randint(-2, 3, (experts,), generator=torch.Generator().manual_seed(1)).float() * 2
-    else:
-        del drawn["bias"]
-    case = judge.Case("drawn", lambda _: {"logits": logits.double(), **drawn})
-    with level.active() as name:
-        verdict = judge.judge(cases.TABLE, case, dtype, name)
-        routing = run(logits.to(dtype), **drawn)
-    assert verdict.passed, verdict
-    check_invariants(routing, tokens, experts, drawn["top_k"])
+    level, logits = drawn.pop("level"), permuted_grid(tokens, experts, drawn.pop("levels")).to(dtype)
+    biases = torch.randint(-2, 3, (experts,), generator=torch.Generator().manual_seed(1)).float() * 2
+    arguments = {"logits": logits, **drawn, "bias": biases if drawn["bias"] else None}
+    expected, expected_grad, cotangents = judge.run(reference, arguments, ("logits",), None)
+    with level.active():
+        got, grad, _ = judge.run(run, arguments, ("logits",), cotangents)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(grad, expected_grad)
+    check_invariants(Routing(*got), tokens, experts, drawn["top_k"])
 
 
 def check_invariants(routing: Routing, tokens: int, experts: int, top_k: int) -> None:
