@@ -163,22 +163,42 @@ _NOT_NEGATIVE = ("attention_softcap", "router_softcap", "final_softcap")
 
 PRESETS: dict[str, dict[str, Any]] = {
     # For bytes, on two slow cores: 3.4 million parameters, 1.0 million of them active.
-    "tiny": dict(
-        vocab_size=256, d_model=128, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32, ffn_dim=256,
-        max_position=512,
-    ),
+    "tiny": {
+        "vocab_size": 256,
+        "d_model": 128,
+        "num_layers": 4,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+        "ffn_dim": 256,
+        "max_position": 512,
+    },
     # Grok-1's proportions: 6 query heads per key head, heads that fill the width, an expert 16/3 as wide as the model.
-    "small": dict(
-        vocab_size=32768, d_model=384, num_layers=6, num_heads=6, num_kv_heads=1, head_dim=64, ffn_dim=2048,
-        max_position=2048,
-    ),
+    "small": {
+        "vocab_size": 32768,
+        "d_model": 384,
+        "num_layers": 6,
+        "num_heads": 6,
+        "num_kv_heads": 1,
+        "head_dim": 64,
+        "ffn_dim": 2048,
+        "max_position": 2048,
+    },
     # As published. The multipliers are sqrt(6144), 1/sqrt(3) and 1/sqrt(128), written as in the official code.
-    "grok-1": dict(
-        vocab_size=131072, d_model=6144, num_layers=64, num_heads=48, num_kv_heads=8, head_dim=128, ffn_dim=32768,
-        max_position=8192, embedding_multiplier=78.38367176906169, output_multiplier=0.5773502691896257,
-        attention_multiplier=0.08838834764831845,
-    ),
-}  # fmt: skip
+    "grok-1": {
+        "vocab_size": 131072,
+        "d_model": 6144,
+        "num_layers": 64,
+        "num_heads": 48,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+        "ffn_dim": 32768,
+        "max_position": 8192,
+        "embedding_multiplier": 78.38367176906169,
+        "output_multiplier": 0.5773502691896257,
+        "attention_multiplier": 0.08838834764831845,
+    },
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
