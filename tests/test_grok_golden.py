@@ -1,8 +1,8 @@
 """The transformer against what the official Grok-1 code computed: logits, decoding, and every tensor in between.
 
-The model says nothing about its inside. But all that happens between its matrices is an op, so the arguments and results
-of the ops, noted as they pass, are the intermediate tensors. A wrong model is made in the same way, by changing what
-the model asks of an op.
+The model says nothing about its inside. But all that happens between its matrices is an op, so the arguments and
+results of the ops, noted as they pass, are the intermediate tensors. A wrong model is made in the same way, by changing
+what the model asks of an op.
 
     python -m pytest tests/test_grok_golden.py -s      prints the largest error of every tensor
 """
