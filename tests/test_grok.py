@@ -33,6 +33,12 @@ SMALL = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads: None) -> None:
+    """Not the two threads of the other tests: on shared cores, models this small mostly wait for the second."""
+    torch.set_num_threads(1)
+
+
 def config(**fields: Any) -> GrokConfig:
     return GrokConfig.from_dict({**SMALL, **fields})
 

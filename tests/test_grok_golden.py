@@ -27,6 +27,12 @@ from tests.suite import Backend, backends
 BACKENDS = [Backend("reference"), *backends()]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_two_threads: None) -> None:
+    """Not the two threads of the other tests: on shared cores, models this small mostly wait for the second."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
     with np.load(Path(__file__).parent / "golden" / "g1_base.npz") as file:
