@@ -112,7 +112,7 @@ def _ratio(got: torch.Tensor, low: torch.Tensor, oracle: torch.Tensor) -> float:
 
 # A tensor of fewer elements is judged over several draws together: whether the reference rounds one number well or
 # badly is luck, and luck evens out.
-_FEW, _DRAWS = 16, 8
+_FEW, _DRAWS = 64, 8
 
 Compared = list[tuple[str, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]]
 
