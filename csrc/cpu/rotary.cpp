@@ -7,6 +7,7 @@
 #include "rotary.h"
 
 #include "cpu/launch.h"
+#include "cpu/loops.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
@@ -43,14 +44,6 @@ vf swap_pairs(vf x) {
   return reinterpret_cast<vf>((u << 32) | (u >> 32));
 }
 
-// Calls body(begin, count) over [0, n) in vectors; count is a constant kLanes except in the last call.
-template <typename Body>
-GK_ALWAYS_INLINE void in_vectors(int64_t n, const Body& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
-  if (i < n) body(i, static_cast<int>(n - i));
-}
-
 // What does not turn: D - R elements.
 template <typename T>
 void copy(const T* x, T* y, int64_t n) {
@@ -60,23 +53,21 @@ void copy(const T* x, T* y, int64_t n) {
 // Pairs (i, i + half).
 template <typename T>
 void turn_halves(const T* x, T* y, const float* cos, const float* sin, int64_t half) {
-  in_vectors(
-      half, [&](int64_t i, int n) __attribute__((always_inline)) {
-        const vf a = load_n(x + i, n), b = load_n(x + half + i, n);
-        const vf c = load_n(cos + i, n), s = load_n(sin + i, n);
-        store_n(y + i, fnma(b, s, a * c), n);
-        store_n(y + half + i, fma(a, s, b * c), n);
-      });
+  for_vectors(0, half, [&](int64_t i, auto n) {
+    const vf a = load_n(x + i, n), b = load_n(x + half + i, n);
+    const vf c = load_n(cos + i, n), s = load_n(sin + i, n);
+    store_n(y + i, fnma(b, s, a * c), n);
+    store_n(y + half + i, fma(a, s, b * c), n);
+  });
 }
 
 // Pairs (2i, 2i + 1), with the spread tables.
 template <typename T>
 void turn_neighbours(const T* x, T* y, const float* cos, const float* sin, int64_t rotated) {
-  in_vectors(
-      rotated, [&](int64_t i, int n) __attribute__((always_inline)) {
-        const vf v = load_n(x + i, n);
-        store_n(y + i, fma(swap_pairs(v), load_n(sin + i, n), v * load_n(cos + i, n)), n);
-      });
+  for_vectors(0, rotated, [&](int64_t i, auto n) {
+    const vf v = load_n(x + i, n);
+    store_n(y + i, fma(swap_pairs(v), load_n(sin + i, n), v * load_n(cos + i, n)), n);
+  });
 }
 
 template <typename T, bool kInterleaved>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -205,7 +206,7 @@ def _check_values(
     longest = [tokens]
     if cu_seqlens is not None:
         starts = cu_seqlens.tolist()
-        longest = [end - begin for begin, end in zip(starts, starts[1:], strict=False)]
+        longest = [end - begin for begin, end in pairwise(starts)]
         if starts[0] != 0 or starts[-1] != tokens or min(longest, default=0) < 0:
             raise ValueError(f"cu_seqlens must rise from 0 to the {tokens} tokens of q, got {_shortened(starts)}")
     if not isinstance(positions, torch.Tensor):
