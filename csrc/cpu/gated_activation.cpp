@@ -46,8 +46,13 @@ void forward(const GatedActivationFwdParams& p) {
     const T* gate = static_cast<const T*>(p.gate) + row * p.gate_stride;
     const T* up = static_cast<const T*>(p.up) + row * p.up_stride;
     T* y = static_cast<T*>(p.y) + row * p.cols;
-    for_vectors(begin, end, [&](int64_t c, auto n) {
-      put<kStream>(y + c, activate<kKind>(load_n(gate + c, n)).value * load_n(up + c, n), n);
+    int64_t c = begin;
+    for (; c + 2 * kLanes <= end; c += 2 * kLanes) {
+      const VfPair g = load_pair(gate + c), u = load_pair(up + c);
+      put_pair<kStream>(y + c, activate<kKind>(g.first).value * u.first, activate<kKind>(g.second).value * u.second);
+    }
+    for_vectors(c, end, [&](int64_t i, auto n) {
+      store_n(y + i, activate<kKind>(load_n(gate + i, n)).value * load_n(up + i, n), n);
     });
   });
 }
@@ -60,11 +65,18 @@ void backward(const GatedActivationBwdParams& p) {
     const T* up = static_cast<const T*>(p.up) + row * p.up_stride;
     T* dgate = static_cast<T*>(p.dgate) + row * p.cols;
     T* dup = static_cast<T*>(p.dup) + row * p.cols;
-    for_vectors(begin, end, [&](int64_t c, auto n) {
-      const vf d = load_n(dy + c, n);
-      const ValueAndSlope act = activate<kKind>(load_n(gate + c, n));
-      put<kStream>(dup + c, d * act.value, n);
-      put<kStream>(dgate + c, d * load_n(up + c, n) * act.slope, n);
+    int64_t c = begin;
+    for (; c + 2 * kLanes <= end; c += 2 * kLanes) {
+      const VfPair d = load_pair(dy + c), g = load_pair(gate + c), u = load_pair(up + c);
+      const ValueAndSlope first = activate<kKind>(g.first), second = activate<kKind>(g.second);
+      put_pair<kStream>(dup + c, d.first * first.value, d.second * second.value);
+      put_pair<kStream>(dgate + c, d.first * u.first * first.slope, d.second * u.second * second.slope);
+    }
+    for_vectors(c, end, [&](int64_t i, auto n) {
+      const vf d = load_n(dy + i, n);
+      const ValueAndSlope act = activate<kKind>(load_n(gate + i, n));
+      store_n(dup + i, d * act.value, n);
+      store_n(dgate + i, d * load_n(up + i, n) * act.slope, n);
     });
   });
 }
