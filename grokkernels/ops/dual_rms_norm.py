@@ -111,9 +111,9 @@ def dual_rms_norm(
     zero_centered: bool = False,
     backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The seam of a sandwich-normed block: ``h = residual + rms_norm(x, post_weight)``, ``y = rms_norm(h, pre_weight)``.
+    """The seam of a sandwich-normed block: a branch's post-norm, the residual addition, the next branch's pre-norm.
 
-    One pass over memory instead of the three ops post-norm, addition and the next branch's pre-norm.
+    ``h = residual + rms_norm(x, post_weight)``, ``y = rms_norm(h, pre_weight)``, in one pass over memory.
 
     Args:
         x: ``(..., C)``, what a branch (attention, experts) gives: float32, bfloat16 or float16 (float64 on the
