@@ -1,9 +1,5 @@
 // csrc/cpu/simd.h and simd_math.h against double precision, at the level this file is compiled for:
-//
-//   flags="-std=c++20 -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror"
-//   g++ $flags -DGK_CPU_LEVEL=baseline test_simd.cpp
-//   g++ $flags -DGK_CPU_LEVEL=avx2 -march=x86-64-v3 test_simd.cpp
-//   g++ $flags -DGK_CPU_LEVEL=avx512 -march=x86-64-v4 test_simd.cpp
+// CMakeLists.txt builds it once per level.
 //
 // Exits with 0 when everything holds, 1 when a check failed, 77 when this machine lacks the level's instructions.
 // Buffers end where their data ends, so -fsanitize=address sees any access beyond a tail.
@@ -15,8 +11,8 @@
 #include <limits>
 #include <vector>
 
-#include "../cpu/simd_math.h"
-#include "check.h"
+#include "cpu/simd_math.h"
+#include "tests/check.h"
 
 #define GK_STRING_(x) #x
 #define GK_STRING(x) GK_STRING_(x)
