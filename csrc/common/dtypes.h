@@ -1,7 +1,8 @@
-// The element types that kernels read and write: float, bfloat16 and float16, with conversions that round to nearest even.
+// The element types that kernels read and write: float, bfloat16 and float16, with conversions that round to nearest
+// even.
 //
-// Plain C++ without any dependency, so that every backend and a unit test can include it. Every function is constexpr and
-// always inlined and none calls into std::, so no out-of-line copy exists: the file is compiled at several
+// Plain C++ without any dependency, so that every backend and a unit test can include it. Every function is constexpr
+// and always inlined and none calls into std::, so no out-of-line copy exists: the file is compiled at several
 // instruction-set levels into one library, and the linker must never pick one level's copy for all of them.
 #pragma once
 

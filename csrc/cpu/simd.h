@@ -12,8 +12,8 @@
 // name at every level, and the linker may keep the one with AVX-512 instructions for all.
 //
 // vf, vi and vu are compiler vector types: + - * / & | ^ ~ << >> and comparisons work lane by lane, also against
-// scalars, and a comparison gives a vmask. Intrinsics appear only where the compiler's own code is slower. "baseline" is
-// SSE2 on x86-64 and plain vector types (kLanes = 4) on any other little-endian architecture.
+// scalars, and a comparison gives a vmask. Intrinsics appear only where the compiler's own code is slower. "baseline"
+// is SSE2 on x86-64 and plain vector types (kLanes = 4) on any other little-endian architecture.
 //
 // Memory pointers need only the alignment of their element, except for stream_store.
 #pragma once
@@ -59,7 +59,11 @@
 #endif
 
 #ifdef GK_SIMD_X86
+#pragma GCC diagnostic push  // GCC 12's own AVX-512 intrinsics start from a register left undefined on purpose
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the narrow types are packed for little-endian machines");
@@ -195,7 +199,7 @@ GK_ALWAYS_INLINE vf sqrt(vf x) {
   return r;
 #endif
 }
-// 1 / sqrt(x) in full precision: two roundings, below 1.1 ulp. Infinity at zero.
+// 1 / sqrt(x) in full precision: two roundings, below 1.5 ulp. Infinity at zero.
 GK_ALWAYS_INLINE vf rsqrt(vf x) { return 1.0f / sqrt(x); }
 
 // The nearest integer, ties to even. |x| must be below 2^31: outside (and for NaN) the value is unspecified.
@@ -228,6 +232,7 @@ GK_ALWAYS_INLINE vf round(vf x) {
 }
 // Toward zero; the same range as round_to_int.
 GK_ALWAYS_INLINE vi truncate_to_int(vf x) { return __builtin_convertvector(x, vi); }
+using grokkernels::to_float;  // of one element, beside the overload for vectors
 GK_ALWAYS_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
 // --------------------------------------------------------------------------------------------------------- reductions
@@ -280,7 +285,8 @@ GK_ALWAYS_INLINE float reduce_add(vf x) { return detail::reduce(x, detail::Add{}
 GK_ALWAYS_INLINE float reduce_max(vf x) { return detail::reduce(x, detail::Max{}); }
 GK_ALWAYS_INLINE float reduce_min(vf x) { return detail::reduce(x, detail::Min{}); }
 
-// ------------------------------------------------------------------------------------- widening and narrowing, in registers
+// ------------------------------------------------------------------------------------- widening and narrowing, in
+// registers
 
 namespace detail {
 
@@ -290,7 +296,11 @@ GK_ALWAYS_INLINE vi load_bytes(const void* p) { return *static_cast<const vi_mem
 GK_ALWAYS_INLINE void store_bytes(void* p, vi x) { *static_cast<vi_memory*>(p) = x; }
 
 GK_ALWAYS_INLINE vf widen(vu16 x, bfloat16) {
-#if defined(GK_SIMD_SSE2)
+#if defined(GK_SIMD_AVX512)
+  return reinterpret_cast<vf>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(x)), 16));
+#elif defined(GK_SIMD_AVX2)
+  return reinterpret_cast<vf>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)), 16));
+#elif defined(GK_SIMD_SSE2)
   return reinterpret_cast<vf>(_mm_unpacklo_epi16(_mm_setzero_si128(), raw(x)));
 #else
   return as_float(__builtin_convertvector(x, vu) << 16);
@@ -319,9 +329,9 @@ GK_ALWAYS_INLINE vf widen(vu16 x, float16) {
 
 // The nearest bfloat16 in the upper half of each lane; what the lower half holds is unspecified.
 GK_ALWAYS_INLINE vi bfloat16_in_upper_half(vf x) {
-  const vi u = as_int(x);
-  const vi rounded = u + 0x7fff + ((u >> 16) & 1);
-  return select(x != x, u | 0x00400000, rounded);
+  const vu u = as_unsigned(x);
+  const vu rounded = u + 0x7fffu + ((u >> 16) & 1u);
+  return select(x != x, reinterpret_cast<vi>(u | 0x00400000u), reinterpret_cast<vi>(rounded));
 }
 
 GK_ALWAYS_INLINE vu16 narrow(vf x, bfloat16) {
@@ -347,8 +357,9 @@ GK_ALWAYS_INLINE vu16 narrow(vf x, float16) {
 #else  // to_float16 of dtypes.h, lane by lane without branches
   const vi u = as_int(x) & 0x7fffffff;
   const vi nan = 0x7e00 | ((u >> 13) & 0x3ff);
-  const vi normal = (u - ((127 - 15) << 23) + 0xfff + ((u >> 13) & 1)) >> 13;
-  const vi denormal = as_int(as_float(u) + 0.5f) - as_int(set1(0.5f));
+  const vi normal =
+      reinterpret_cast<vi>(as_unsigned(u) - ((127u - 15u) << 23) + 0xfffu + ((as_unsigned(u) >> 13) & 1u)) >> 13;
+  const vi denormal = reinterpret_cast<vi>(as_unsigned(as_float(u) + 0.5f) - as_unsigned(set1(0.5f)));
   const vi finite = select(u < 0x38800000, denormal, normal);
   const vi special = select(u > 0x7f800000, nan, set1(0x7c00));
   const vi h = select(u >= 0x47800000, special, finite) | ((as_int(x) >> 16) & 0x8000);

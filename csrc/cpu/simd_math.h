@@ -71,27 +71,25 @@ GK_ALWAYS_INLINE vf exp(vf x) { return detail::exp_clamped(min(set1(89.0f), max(
 // e^x for x <= 0 (or NaN), the same values as exp, one operation less.
 GK_ALWAYS_INLINE vf exp_nonpositive(vf x) { return detail::exp_clamped(max(set1(-104.0f), x)); }
 
-// 2^x. Zero below -150, infinity from 128.
+// 2^x. Zero below -150, infinity from 128. Fit 2^-28.3 relative on |x - round(x)| <= 1/2.
 GK_ALWAYS_INLINE vf exp2(vf x) {
-#if defined(GK_SIMD_AVX512)  // x - floor(x) in [0, 1], zero for infinities; scalef takes floor(x) itself. Fit 2^-28.8
-  const vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  const vf p = detail::polynomial(r, 1.0f, 6.9314706e-01f, 2.4022909e-01f, 5.5486184e-02f, 9.673775e-03f, 1.248229e-03f,
-                                  2.1565972e-04f);
-  return _mm512_scalef_ps(p, x);
-#else  // |r| <= 1/2. Fit 2^-28.3
+#if defined(GK_SIMD_AVX512)  // one instruction for x - round(x), which is 0 for infinities
+  const vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const vf n = x - r;
+#else
   x = min(set1(129.0f), max(set1(-151.0f), x));
   const vf n = round(x);
   const vf r = x - n;
+#endif
   const vf p = detail::polynomial(r, 1.0f, 6.931472e-01f, 2.4022648e-01f, 5.55036e-02f, 9.618506e-03f, 1.3390806e-03f,
                                   1.5326463e-04f);
   return detail::scale(p, n);
-#endif
 }
 
 // 2^x for x <= 0 (or NaN) with relative error 2^-18, for attention probabilities: fold log2(e) into the scale of the
 // scores. Exactly 0 at -infinity; results below 2^-126 may be zero. 2^0 = 1 within the same error.
 GK_ALWAYS_INLINE vf exp2_fast(vf x) {
-#if defined(GK_SIMD_AVX512)
+#if defined(GK_SIMD_AVX512)  // r = x - floor(x) in [0, 1]; scalef takes floor(x) itself
   const vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   const vf p = detail::polynomial(r, 1.0000026f, 6.930034e-01f, 2.4144375e-01f, 5.201109e-02f, 1.3533893e-02f);
   return _mm512_scalef_ps(p, x);
@@ -109,9 +107,9 @@ GK_ALWAYS_INLINE vf exp2_fast(vf x) {
 // log(1 + f) = f - f^2 / 2 + f^3 q(f). Fit 2^-30.3 of the logarithm.
 GK_ALWAYS_INLINE vf log(vf x) {
   const vmask denormal = x < 0x1p-126f;
-  const vi bits = as_int(select(denormal, x * 0x1p23f, x));
-  const vi exponent = (bits - 0x3f3504f3) >> 23;
-  const vf f = as_float(bits - (exponent << 23)) - 1.0f;
+  const vu bits = as_unsigned(select(denormal, x * 0x1p23f, x));
+  const vi exponent = reinterpret_cast<vi>(bits - 0x3f3504f3u) >> 23;
+  const vf f = as_float(bits - (as_unsigned(exponent) << 23)) - 1.0f;
   const vf e = to_float(exponent) - select(denormal, set1(23.0f), vf{});
   const vf q = detail::polynomial(f, 3.3333313e-01f, -2.500001e-01f, 2.0002072e-01f, -1.6667989e-01f, 1.422036e-01f,
                                   -1.240624e-01f, 1.18835375e-01f, -1.1670025e-01f, 6.74919e-02f);
@@ -123,16 +121,15 @@ GK_ALWAYS_INLINE vf log(vf x) {
   return select((x > 0.0f) & (x < detail::kInfinity), y, special);
 }
 
-// tanh |x| = -t / (t + 2) with t = e^(-2|x|) - 1, which keeps its relative accuracy near zero:
-// t = 2^n (e^r - 1) + (2^n - 1), e^r - 1 = r + r^2 q(r). Fit 2^-31.1 of e^r - 1.
+// tanh |x| = x + x^3 P(x^2) up to 0.6 (fit 2^-28.4), and 1 - 2 / (e^(2|x|) + 1) above.
 GK_ALWAYS_INLINE vf tanh(vf x) {
-  const vf y = -2.0f * min(set1(10.0f), abs(x));
-  const vf n = round(y * detail::kLog2E);
-  const vf r = detail::minus_n_ln2(y, n);
-  const vf q = detail::polynomial(r, 5e-01f, 1.6666666e-01f, 4.1666493e-02f, 8.333545e-03f, 1.3932331e-03f, 1.9762572e-04f);
-  const vf power = as_float((truncate_to_int(n) + 127) << 23);
-  const vf t = fma(power, fma(r * r, q, r), power - 1.0f);
-  return with_sign(abs(t) / (t + 2.0f), x);
+  const vf a = min(set1(10.0f), abs(x));
+  const vf square = a * a;
+  const vf p =
+      detail::polynomial(square, -3.33333e-01f, 1.3331936e-01f, -5.3784717e-02f, 2.0798625e-02f, -5.8979667e-03f);
+  const vf small = fma(p * square, a, a);
+  const vf large = 1.0f - 2.0f / (detail::exp_clamped(a + a) + 1.0f);
+  return with_sign(select(a > 0.6f, large, small), x);
 }
 
 // erf |x| = x + x P(x^2) up to 0.93 (fit 2^-30.1), and 1 - e^(x Q(x)) above, with Q the fit of log(erfc(x)) / x
@@ -187,7 +184,7 @@ GK_ALWAYS_INLINE ValueAndSlope gelu_tanh_and_slope(vf x) {
 GK_ALWAYS_INLINE vf gelu_tanh(vf x) { return gelu_tanh_and_slope(x).value; }
 
 // gelu_erf(x) = x Phi(x), Phi the normal distribution function. With one exponential for value and derivative,
-// Phi(-|x|) = e^(-x^2 / 2) t P(t), t = 1 / (1 + 0.35 |x|) (fit 2^-24.8 relative, for |x| <= 15), so the left tail
+// Phi(-|x|) = e^(-x^2 / 2) t P(1 - t), t = 1 / (1 + 0.35 |x|) (fit 2^-24.7 relative, for |x| <= 15), so the left tail
 // keeps its relative accuracy, up to the rounding of x^2 / 2. -0 at -infinity.
 GK_ALWAYS_INLINE ValueAndSlope gelu_erf_and_slope(vf x) {
   constexpr float kInverseSqrt2Pi = 0.398942280f;
@@ -195,10 +192,10 @@ GK_ALWAYS_INLINE ValueAndSlope gelu_erf_and_slope(vf x) {
   const vf c = min(set1(15.0f), v);
   const vf e = exp_nonpositive(-0.5f * c * c);
   const vf t = 1.0f / fma(abs(c), set1(0.35f), set1(1.0f));
-  const vf p = detail::polynomial(t, 1.3962126e-01f, 1.3986434e-01f, 1.1981552e-01f, 1.05574474e-01f, -2.3262465e-02f,
-                                  1.5939005e-01f, -2.558986e-01f, 1.4405885e-01f, -2.916345e-02f);
-  const vf tail = e * (t * p);
-  const vf phi = select(c < 0.0f, tail, 1.0f - tail);
+  const vf p = detail::polynomial(1.0f - t, 0.5f, -6.398329e-01f, 2.610603e-01f, 1.02527395e-01f, -6.3730404e-02f,
+                                  -1.706833e-02f, -6.2805966e-02f, 8.839758e-02f, -2.892585e-02f);
+  const vf tail = t * p;
+  const vf phi = select(c < 0.0f, e * tail, fnma(e, tail, set1(1.0f)));
   return {v * phi, fma(c * kInverseSqrt2Pi, e, phi)};
 }
 GK_ALWAYS_INLINE vf gelu_erf(vf x) { return gelu_erf_and_slope(x).value; }
