@@ -14,3 +14,5 @@ try:
     module = import_module("grokkernels._C")
 except ImportError as error:
     load_error = f"the native library did not load: {error}"
+else:
+    module.cpu_level()  # raises here, at import, on a GROKKERNELS_CPU_LEVEL that this machine cannot run

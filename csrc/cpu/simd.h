@@ -158,7 +158,15 @@ GK_ALWAYS_INLINE vf fma(vf a, vf b, vf c) {
 #endif
 }
 // c - a * b, rounded as fma.
-GK_ALWAYS_INLINE vf fnma(vf a, vf b, vf c) { return fma(-a, b, c); }
+GK_ALWAYS_INLINE vf fnma(vf a, vf b, vf c) {
+#if defined(GK_SIMD_AVX512)
+  return _mm512_fnmadd_ps(a, b, c);
+#elif defined(GK_SIMD_AVX2)
+  return _mm256_fnmadd_ps(a, b, c);
+#else
+  return fma(-a, b, c);
+#endif
+}
 
 // min and max return b when either operand is NaN (and b of two zeros), as the x86 instructions do. So a clamp written
 // max(bound, x) keeps a NaN in x, and acc = max(x, acc) skips it.
@@ -459,7 +467,12 @@ GK_ALWAYS_INLINE vf load_n(const float* p, int n, float fill = 0.0f) {
 }
 template <detail::Narrow T>
 GK_ALWAYS_INLINE vf load_n(const T* p, int n, float fill = 0.0f) {
-  return select(lane_index() < n, detail::widen(detail::load_u16_n(p, n), T{}), set1(fill));
+  const vf x = detail::widen(detail::load_u16_n(p, n), T{});
+#if defined(GK_SIMD_AVX512)
+  return _mm512_mask_blend_ps(detail::tail_mask(n), set1(fill), x);
+#else
+  return select(lane_index() < n, x, set1(fill));
+#endif
 }
 
 // The first n lanes (0 <= n <= kLanes). Memory outside p[0..n) is not touched.

@@ -44,5 +44,4 @@ PYBIND11_MODULE(_C, m) {
       "Use this CPU level from now on. ValueError when the machine does not have it.");
   m.def("num_threads", &cpu::num_threads, "Threads the kernels may use now.");
   m.def("threads_used", &threads_used, "Threads that took part in one parallel region.");
-  cpu::level();  // an unusable GROKKERNELS_CPU_LEVEL is refused here, at import
 }

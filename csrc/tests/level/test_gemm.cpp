@@ -1,9 +1,9 @@
 // csrc/cpu/gemm.h against double precision, at the level this file is compiled for:
 //
-//   flags="-std=c++20 -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -I.."
-//   g++ $flags -DGK_CPU_LEVEL=baseline test_gemm.cpp ../cpu/runtime/*.cpp
-//   g++ $flags -DGK_CPU_LEVEL=avx2 -march=x86-64-v3 test_gemm.cpp ../cpu/runtime/*.cpp
-//   g++ $flags -DGK_CPU_LEVEL=avx512 -march=x86-64-v4 test_gemm.cpp ../cpu/runtime/*.cpp
+//   flags="-std=c++20 -O3 -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -I../.."
+//   g++ $flags -DGK_CPU_LEVEL=baseline test_gemm.cpp ../../cpu/runtime/*.cpp
+//   g++ $flags -DGK_CPU_LEVEL=avx2 -march=x86-64-v3 test_gemm.cpp ../../cpu/runtime/*.cpp
+//   g++ $flags -DGK_CPU_LEVEL=avx512 -march=x86-64-v4 test_gemm.cpp ../../cpu/runtime/*.cpp
 //
 // Exits with 0 when everything holds, 1 when a check failed, 77 when this machine lacks the level's instructions.
 // Buffers end where their data ends, so -fsanitize=address sees any access beyond a tail.
@@ -11,7 +11,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "check.h"
+#include "tests/check.h"
 #include "cpu/gemm.h"
 
 #define GK_STRING_(x) #x

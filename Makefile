@@ -1,0 +1,76 @@
+# The one list of commands. Every target that needs them creates the environment and the native library first.
+#
+#   make demo     train a small Grok for about three minutes, let it speak, compare cpu with reference
+#   make test     everything that is tested            make quick   the same without the slow ones
+#   make lint     formatting and static checks         make format  apply the formatting
+#   make bench    pytest-benchmark                     make verify  case tables against float64, all CPU levels
+#   make sanitize AddressSanitizer and UndefinedBehaviorSanitizer: C++ unit tests and case tables
+#   make cpp      the torch-free libraries and their C++ unit tests (CMake)
+#   make new-op NAME=x   the stubs of a new row
+PYTHON  ?= python3
+VENV    ?= .venv
+# On machines with a GPU choose the torch you want: make test TORCH=torch
+TORCH   ?= torch==2.13.0
+MINUTES ?= 3
+BIN     := $(VENV)/bin
+SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.txt')
+JOBS    := $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: demo test quick lint format bench verify cpp sanitize install new-op clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --editable ".[test,lint,tokenizers]"
+	touch $@
+
+demo: install
+	rm -rf runs/demo
+	$(BIN)/grokkernels train --preset tiny --minutes $(MINUTES) --out runs/demo --require-below-unigram
+	$(BIN)/grokkernels generate --checkpoint runs/demo --prompt "def " --max-new-tokens 400 --temperature 0.8 --seed 1
+	$(BIN)/grokkernels compare --checkpoint runs/demo
+
+test: install
+	$(BIN)/python -m pytest -n $(JOBS)
+
+quick: install
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+
+bench: install
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+verify: install
+	$(BIN)/grokkernels verify
+
+cpp:
+	cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release
+	cmake --build build/cmake --parallel $(JOBS)
+	ctest --test-dir build/cmake --output-on-failure
+
+sanitize: install
+	cmake -S . -B build/cmake-sanitize -DGROKKERNELS_SANITIZE=address,undefined
+	cmake --build build/cmake-sanitize --parallel $(JOBS)
+	ctest --test-dir build/cmake-sanitize --output-on-failure
+	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh
+
+new-op:
+	$(PYTHON) tools/new_op.py "$(NAME)"
+
+clean:
+	rm -rf build dist *.egg-info grokkernels/_C*.so $(VENV)/.installed

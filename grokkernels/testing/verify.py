@@ -1,0 +1,70 @@
+"""Runs case tables against float64 on this machine: what `grokkernels verify` does, and the worst ratios it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from grokkernels import dispatch, native
+from grokkernels.testing import judge
+from grokkernels.testing.case import Table
+from grokkernels.testing.cases import tables
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the report: an op in one dtype on one backend (and CPU level)."""
+
+    op: str
+    backend: str
+    level: str | None
+    dtype: str
+    cases: int
+    worst: float  # error over what the float64 rule allows: 1 is the limit
+    worst_case: str
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+
+def plan(backend: str | None, op: str | None, quick: bool) -> list[tuple[Table, str, str | None, torch.dtype]]:
+    """What to run. Errors: ValueError for a name that is no backend or op, or a backend unusable here."""
+    all_tables = tables()
+    if op is not None and op not in all_tables:
+        raise ValueError(f"--op names no op: '{op}'; allowed are {', '.join(sorted(all_tables))}")
+    if backend is not None and backend not in dispatch.BACKENDS:
+        raise ValueError(f"--backend names no backend: '{backend}'; allowed are {', '.join(dispatch.BACKENDS)}")
+    name = backend or ("cpu" if native.module is not None else "reference")
+    if name == "cpu" and native.module is None:
+        raise ValueError(f"--backend cpu cannot run: {native.load_error}")
+    chosen = {key: table for key, table in all_tables.items() if op in (None, key)}
+    if name not in ("cpu", "reference") and not any(name in dispatch.ROWS[t.name].supports for t in chosen.values()):
+        raise ValueError(f"--backend {name} cannot run: no op has kernels for it in this build")
+    levels: list[str | None] = [None]
+    if name == "cpu":
+        levels = [native.module.cpu_level()] if quick else list(native.module.cpu_levels())
+    return [(table, name, level, dtype) for table in chosen.values() for level in levels for dtype in table.dtypes]
+
+
+def run(table: Table, backend: str, level: str | None, dtype: torch.dtype, *, quick: bool) -> Result:
+    """Judges every case of a table (with `quick` every third, the first and last among them)."""
+    cases = table.cases
+    if quick:
+        cases = tuple(case for i, case in enumerate(cases) if i % 3 == 0 or i == len(cases) - 1)
+    worst, worst_case, failures = 0.0, "", []
+    with judge.cpu_level(level):
+        for case in cases:
+            try:
+                verdict = judge.judge(table, case, dtype, backend)
+            except Exception as error:  # a crash is a verdict too; it is reported, not hidden
+                failures.append(f"{case.name}: {type(error).__name__}: {error}")
+                continue
+            if verdict.ratio >= worst:
+                worst, worst_case = verdict.ratio, f"{case.name}, {verdict.where}"
+            if not verdict.passed:
+                failures.append(f"{case.name}: {verdict.where} is {verdict.ratio:.3g} times over what is allowed")
+    name = str(dtype).removeprefix("torch.")
+    return Result(table.name, backend, level, name, len(cases), worst, worst_case, tuple(failures))
