@@ -43,7 +43,13 @@ inline constexpr int kTileRows = 6, kTileVectors = 2;
 inline constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
 inline constexpr int kTileCols = kTileVectors * kLanes;
-inline constexpr int64_t kDepth = 256;      // of a panel: kTileCols * kDepth floats of b lie in the second-level cache
+// Depth of a panel. kTileCols * kDepth floats of b fit the first-level cache, and c receives a rounded partial sum per
+// panel: the shorter the panel, the smaller the error of a long sum, which matters most without fused instructions.
+#if defined(GK_SIMD_FMA)
+inline constexpr int64_t kDepth = 128;
+#else
+inline constexpr int64_t kDepth = 64;
+#endif
 inline constexpr int64_t kBlockRows = 192;  // of a that are packed at once, a multiple of kTileRows
 static_assert(kBlockRows % kTileRows == 0 && kDepth % kLanes == 0);
 
@@ -213,13 +219,14 @@ inline void multiply_panels(int64_t rows, int64_t cols, int64_t depth, const flo
     detail::tile_of(rows - i, depth, a + i * kDepth, b, c + i * ldc, ldc, cols, accumulate);
 }
 
-// c (m, n), rows ldc apart = or += a (m, k) times b (k, n).
-template <typename TA, typename TB>
-void gemm(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB>& b, float* c, int64_t ldc,
-          bool accumulate) {
+// c[i] (m, n), rows ldc apart, = or += a (m, k) times b[i] (k, n): kProducts products that read and pack a once.
+template <int kProducts, typename TA, typename TB>
+void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB> (&b)[kProducts],
+                 float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
   if (k <= 0 && !accumulate) {
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < n; ++j) c[i * ldc + j] = 0.0f;
+    for (float* out : c)
+      for (int64_t i = 0; i < m; ++i)
+        for (int64_t j = 0; j < n; ++j) out[i * ldc + j] = 0.0f;
   }
   if (m <= 0 || n <= 0 || k <= 0) return;
   float* panel_a = scratch<float>(detail::kScratchA, kBlockRows * kDepth);
@@ -231,11 +238,20 @@ void gemm(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<T
       pack_a(a.from(i, p), rows, depth, panel_a);
       for (int64_t j = 0; j < n; j += kTileCols) {
         const int64_t cols = n - j < kTileCols ? n - j : kTileCols;
-        pack_b(b.from(p, j), depth, cols, panel_b);
-        multiply_panels(rows, cols, depth, panel_a, panel_b, c + i * ldc + j, ldc, accumulate || p > 0);
+        for (int x = 0; x < kProducts; ++x) {
+          pack_b(b[x].from(p, j), depth, cols, panel_b);
+          multiply_panels(rows, cols, depth, panel_a, panel_b, c[x] + i * ldc + j, ldc, accumulate || p > 0);
+        }
       }
     }
   }
+}
+
+// c (m, n), rows ldc apart, = or += a (m, k) times b (k, n).
+template <typename TA, typename TB>
+void gemm(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB>& b, float* c, int64_t ldc,
+          bool accumulate) {
+  gemm_shared<1, TA, TB>(m, n, k, a, {b}, {c}, ldc, accumulate);
 }
 
 }  // namespace GK_CPU_LEVEL

@@ -11,8 +11,8 @@
 #include <cstdio>
 #include <vector>
 
-#include "tests/check.h"
 #include "cpu/gemm.h"
+#include "tests/check.h"
 
 #define GK_STRING_(x) #x
 #define GK_STRING(x) GK_STRING_(x)
