@@ -4,13 +4,9 @@
 #include <cstdint>
 
 #include "common/dtypes.h"
+#include "common/strides.h"
 
 namespace grokkernels {
-
-// A matrix, or a stack of them, by strides in elements.
-struct StackStrides {
-  int64_t stack, row, col;
-};
 
 struct GroupedMmParams {  // y[r] = x[r] w[e], r in group e; zero past the last group
   DType dtype;

@@ -18,8 +18,8 @@ void forward(const GroupedMmParams& p) {
   const T* w = static_cast<const T*>(p.w);
   T* y = static_cast<T*>(p.y);
   const GroupTiles tiles(p.offsets, p.groups, p.rows, p.cols);
-  const int64_t cost = p.rows * p.cols * p.depth / 8;
-  parallel_tasks(tiles.count(), cost / (tiles.count() + 1), [&](int64_t task) {
+  const int64_t cost = tile_cost(tiles.count(), p.rows, p.groups, p.depth, p.cols);
+  parallel_tasks(tiles.count(), cost, [&](int64_t task) {
     const Tile t = tiles[task];
     float* tile = scratch<float>(1, kBlockRows * kBlockCols);
     const Strided<T> weight{w + t.group * p.w_strides.stack, p.w_strides.row, p.w_strides.col};
@@ -37,8 +37,7 @@ void weight_gradient(const GroupedMmWgradParams& p) {
   T* dw = static_cast<T*>(p.dw);
   const int64_t down = ceil_div(p.depth, kBlockRows), across = ceil_div(p.cols, kBlockCols);
   const int64_t tasks = p.groups * down * across;
-  const int64_t cost = p.rows * p.cols * p.depth / 8;
-  parallel_tasks(tasks, cost / (tasks + 1), [&](int64_t task) {
+  parallel_tasks(tasks, tile_cost(tasks, p.rows, p.groups, p.depth, p.cols), [&](int64_t task) {
     const int64_t e = task / (down * across);
     const int64_t row = task / across % down * kBlockRows, col = task % across * kBlockCols;
     const int64_t rows = p.depth - row < kBlockRows ? p.depth - row : kBlockRows;

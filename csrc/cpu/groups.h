@@ -8,12 +8,14 @@
 
 #include "cpu/gemm.h"
 #include "cpu/parallel.h"
+#include "cpu/rows.h"
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
 inline constexpr int64_t kBlockCols = 128;  // of an output tile: kBlockRows x kBlockCols floats, 96 KB
-static_assert(kBlockCols % kTileCols == 0);
+inline constexpr int64_t kNarrowCols = 64;  // of one where there are few tiles
+static_assert(kBlockCols % kNarrowCols == 0 && kNarrowCols % kTileCols == 0);
 
 struct Group {
   int64_t begin, end;
@@ -29,6 +31,13 @@ inline Group group_of(const int32_t* offsets, int64_t e, int64_t rows) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// What one tile costs on average, in the unit of parallel.h, when `rows` rows in up to `groups` groups meet matrices of
+// depth x cols: the products, and per matrix its packing, which takes about as long as 8 products per element.
+inline int64_t tile_cost(int64_t tiles, int64_t rows, int64_t groups, int64_t depth, int64_t cols) {
+  const int64_t matrices = groups < rows ? groups : rows;
+  return (rows / 8 + matrices) * depth * cols / (tiles + 1);
+}
+
 // An output tile of one group: rows from `row`, columns from `col`.
 struct Tile {
   int64_t group, row, rows, col, cols;
@@ -42,7 +51,7 @@ class GroupTiles {
   GroupTiles(const int32_t* offsets, int64_t groups, int64_t rows, int64_t cols)
       : offsets_(offsets), groups_(groups), rows_(rows), cols_(cols), first_(scratch<int64_t>(0, groups + 1)) {
     count(kBlockCols);
-    if (first_[groups_] < 4 * num_threads()) count(kTileCols);
+    if (first_[groups_] < 4 * num_threads()) count(kNarrowCols);
   }
 
   int64_t count() const { return first_[groups_]; }
@@ -85,22 +94,8 @@ void store_tile(const float* tile, int64_t tile_stride, int64_t rows, int64_t co
   for (int64_t i = 0; i < rows; ++i) {
     const float* from = tile + i * tile_stride;
     T* to = out + i * row_stride;
-    for (int64_t j = 0; j < cols; j += kLanes) {
-      const int n = cols - j < kLanes ? static_cast<int>(cols - j) : kLanes;
-      if (n == kLanes)
-        store(to + j, load(from + j));
-      else
-        store_n(to + j, load_n(from + j, n), n);
-    }
+    for_vectors(cols, [&](int64_t c, int n) { store_some(to + c, load_some(from + c, n), n); });
   }
-}
-
-// Sets elements to zero.
-template <typename T>
-void clear(T* out, int64_t n) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(out + i, zero());
-  if (i < n) store_n(out + i, zero(), static_cast<int>(n - i));
 }
 
 }  // namespace GK_CPU_LEVEL
