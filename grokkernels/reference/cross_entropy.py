@@ -18,7 +18,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """logits (N, V), targets (N,) int64 or int32 -> () or, for reduction "none", (N,); float32 (float64 for float64 logits).
+    """logits (N, V), targets (N,) int64 or int32 -> () or, for reduction "none", (N,); float32, or float64 like logits.
 
     z = logit_scale * logits, then softcap * tanh(z / softcap) if softcap > 0.
     loss_n = -sum_v q_v log softmax(z)_v + z_loss * logsumexp(z)^2,
