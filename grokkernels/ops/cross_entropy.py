@@ -81,7 +81,7 @@ def check_targets(targets: torch.Tensor, rows: int, vocabulary: int, ignore_inde
     if torch.compiler.is_compiling() or type(targets) is not torch.Tensor or targets.device.type != "cpu" or rows == 0:
         return
     low, high = torch.aminmax(targets)
-    if 0 <= low.item() and high.item() < vocabulary:
+    if low.item() >= 0 and high.item() < vocabulary:
         return
     outside = ((targets < 0) | (targets >= vocabulary)) & (targets != ignore_index)
     if outside.any():
