@@ -12,7 +12,7 @@ from grokkernels.reference.cross_entropy import cross_entropy as reference
 
 __all__ = ["cross_entropy"]
 
-_OPTIONS = "float softcap, float logit_scale, float z_loss, float label_smoothing, int ignore_index, str reduction"
+LOSS_OPTIONS = "float softcap, float logit_scale, float z_loss, float label_smoothing, int ignore_index, str reduction"
 
 
 def _bwd_fake(
@@ -23,7 +23,7 @@ def _bwd_fake(
 
 _bwd = dispatch.define(
     "cross_entropy_bwd",
-    f"(Tensor dloss, Tensor logits, Tensor targets, Tensor lse, {_OPTIONS}) -> Tensor dlogits",
+    f"(Tensor dloss, Tensor logits, Tensor targets, Tensor lse, {LOSS_OPTIONS}) -> Tensor dlogits",
     _bwd_fake,
 )
 
@@ -49,7 +49,7 @@ def _fwd_backward(ctx: Any, dloss: torch.Tensor | None, _dlse: None) -> tuple[to
 
 _fwd = dispatch.define(
     "cross_entropy_fwd",
-    f"(Tensor logits, Tensor targets, {_OPTIONS}) -> (Tensor loss, Tensor lse)",
+    f"(Tensor logits, Tensor targets, {LOSS_OPTIONS}) -> (Tensor loss, Tensor lse)",
     _fwd_fake,
     setup_context=_fwd_setup,
     backward=_fwd_backward,
