@@ -106,11 +106,7 @@ class Trainer:
         out = self.model.loss(torch.from_numpy(inputs), torch.from_numpy(targets))
         (out.loss + s.load_balance * out.load_balance_loss + s.z_loss * out.z_loss).backward()
         loss = out.loss.item()
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss became {loss} at step {self.step_count + 1}: resume from the last checkpoint or start anew "
-                f"with a --lr below {s.lr:g}"
-            )
+        self._check_finite("the loss", loss)
         if self.model_is_copy:
             for name, parameter in self.parameters.items():
                 gradient = self._copies[name].grad
@@ -119,6 +115,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        grad_norm = float(self.optimizer.grad_norm)
+        self._check_finite("the norm of the gradients", grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
         if self.model_is_copy:
             self._copy_weights()
@@ -128,12 +126,19 @@ class Trainer:
             "loss": loss,
             "val_loss": None,
             "lr": rate,
-            "grad_norm": float(self.optimizer.grad_norm),
+            "grad_norm": grad_norm,
             "load_balance_loss": out.load_balance_loss.item(),
             "z_loss": out.z_loss.item(),
             "tokens_per_s": s.batch * s.context / (time.perf_counter() - began),
             "tokens_per_expert": out.tokens_per_expert.tolist(),
         }
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise UserError(
+                f"{what} became {value} at step {self.step_count + 1}: resume from the last checkpoint or start anew "
+                f"with a --lr below {self.settings.lr:g}"
+            )
 
     @property
     def model_is_copy(self) -> bool:
