@@ -6,8 +6,9 @@
 // machines without matrix units. The form of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance
 // Matrix Multiplication" (2008); one thing differs: rows of a stay rows, since the tile only ever broadcasts them.
 //
-// Every element of c is summed in the order of k, in runs of kRun, whatever m and n are: a row of c does not
-// depend on the rows beside it, so one token decodes to the same bits as in a batch.
+// Every element of c is summed in the order of k, in runs of kRun, whatever m and n are. Only for a few rows
+// (kStreamRows: decoding) and dense columns of b are there dot products instead, which copy nothing and read at the
+// speed of memory; their sums differ in the last bits.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +49,8 @@ inline constexpr int kTileCols = kTileVectors * kLanes;
 inline constexpr int64_t kRun = 16;
 inline constexpr int64_t kDepth = 128;      // of a panel: kTileCols * kDepth floats of b fit the first-level cache
 inline constexpr int64_t kBlockRows = 192;  // of a that are packed at once, a multiple of kTileRows
+inline constexpr int kStreamRows = 4;       // up to so many rows of a, b is streamed where its columns are dense
+inline constexpr int64_t kPackedFloats = 4 * kBlockRows * kDepth;  // of a: 384 KB of the second-level cache
 static_assert(kBlockRows % kTileRows == 0 && kDepth % kLanes == 0 && kDepth % kRun == 0);
 
 namespace detail {
@@ -105,6 +108,20 @@ void copy_lines(const Lines<T>& in, int64_t lines, int64_t length, int64_t padde
   }
 }
 
+// Elements that one load takes from a line, as 32-bit words, and what becomes of a vector of such words, one from
+// each line: as many vectors of float32.
+template <typename T>
+inline constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+GK_ALWAYS_INLINE void widen_words(vf words, vf (&x)[1], float) { x[0] = words; }
+GK_ALWAYS_INLINE void widen_words(vf words, vf (&x)[2], bfloat16) {
+  x[0] = as_float(as_int(words) << 16);
+  x[1] = as_float(as_int(words) & ~0xffff);
+}
+GK_ALWAYS_INLINE void widen_words(vf words, vf (&x)[2], float16) {
+  x[0] = widen(__builtin_convertvector(as_unsigned(words), vu16), float16{});
+  x[1] = widen(__builtin_convertvector(as_unsigned(words) >> 16, vu16), float16{});
+}
+
 // out[j][i] = line i, element j, in float32; zero for lines <= i < padded. padded is a multiple of kLanes.
 template <typename T>
 void transpose_lines(const Lines<T>& in, int64_t lines, int64_t length, int64_t padded, float* out,
@@ -116,12 +133,20 @@ void transpose_lines(const Lines<T>& in, int64_t lines, int64_t length, int64_t 
     vf x[kLanes];
     int64_t j = 0;
     if (inside == kLanes) {
-      for (; j + kLanes <= length; j += kLanes) {
+      // Narrow elements are transposed in pairs and widened afterwards: half the exchanges, and whole cache lines.
+      constexpr int kStep = kLanes * kPerWord<T>;
+      for (; j + kStep <= length; j += kStep) {
 #pragma GCC unroll 16
-        for (int u = 0; u < kLanes; ++u) x[u] = load(line[u] + j);
+        for (int u = 0; u < kLanes; ++u) {
+          x[u] = as_float(load_bytes(line[u] + j));
+        }
         transpose(x);
 #pragma GCC unroll 16
-        for (int u = 0; u < kLanes; ++u) store(out + (j + u) * out_stride + i, x[u]);
+        for (int u = 0; u < kLanes; ++u) {
+          vf wide[kPerWord<T>];
+          widen_words(x[u], wide, T{});
+          for (int v = 0; v < kPerWord<T>; ++v) store(out + (j + u * kPerWord<T> + v) * out_stride + i, wide[v]);
+        }
       }
     }
     for (; j < length; j += kLanes) {
@@ -197,6 +222,46 @@ void tile_of(int64_t rows, int64_t depth, const float* a, const float* b, float*
   tile<kRows>(depth, a, b, c, ldc, cols, accumulate);
 }
 
+// c (kRows, n) = or += a (kRows, k) times b, whose columns lie dense in memory: dot products, column after column, so
+// that b is read once, in the order of memory, and never copied. a is float32, rows a_stride apart, zero up to it.
+template <int kRows, typename T>
+void stream(int64_t n, int64_t k, const float* a, int64_t a_stride, const Strided<T>& b, float* c, int64_t ldc,
+            bool accumulate) {
+  constexpr int kChains = 4;  // of sums per row, to hide the latency of the fused multiply-add
+  for (int64_t j = 0; j < n; ++j) {
+    const T* column = b.data + j * b.col;
+    vf sum[kRows][kChains] = {};
+    int64_t p = 0;
+    for (; p + kChains * kLanes <= k; p += kChains * kLanes)
+#pragma GCC unroll 8
+      for (int v = 0; v < kChains; ++v) {
+        const vf y = load(column + p + v * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) sum[r][v] = fma(load(a + r * a_stride + p + v * kLanes), y, sum[r][v]);
+      }
+    for (; p < k; p += kLanes) {
+      const vf y = load_n(column + p, k - p < kLanes ? static_cast<int>(k - p) : kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) sum[r][0] = fma(load(a + r * a_stride + p), y, sum[r][0]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const float dot = reduce_add((sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]));
+      float* out = c + r * ldc + j;
+      *out = accumulate ? *out + dot : dot;
+    }
+  }
+}
+
+template <typename T, int kRows = kStreamRows>
+void stream_of(int64_t rows, int64_t n, int64_t k, const float* a, int64_t a_stride, const Strided<T>& b, float* c,
+               int64_t ldc, bool accumulate) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return stream_of<T, kRows - 1>(rows, n, k, a, a_stride, b, c, ldc, accumulate);
+  }
+  stream<kRows>(n, k, a, a_stride, b, c, ldc, accumulate);
+}
+
 }  // namespace detail
 
 // The panels, for callers that multiply one of them many times. depth <= kDepth.
@@ -230,18 +295,33 @@ void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const St
         for (int64_t j = 0; j < n; ++j) out[i * ldc + j] = 0.0f;
   }
   if (m <= 0 || n <= 0 || k <= 0) return;
-  float* panel_a = scratch<float>(detail::kScratchA, kBlockRows * kDepth);
+  float* panel_a = scratch<float>(detail::kScratchA, kPackedFloats);
+  const int64_t padded = (k + kLanes - 1) / kLanes * kLanes;
+  bool streams = m <= kStreamRows && m * padded <= kPackedFloats;
+  for (const Strided<TB>& x : b) streams = streams && x.row == 1 && x.rows == nullptr && x.cols == nullptr;
+  if (streams) {
+    detail::pack(a, m, k, padded, panel_a, padded);
+    for (int x = 0; x < kProducts; ++x) detail::stream_of(m, n, k, panel_a, padded, b[x], c[x], ldc, accumulate);
+    return;
+  }
   float* panel_b = scratch<float>(detail::kScratchB, kTileCols * kDepth);
-  for (int64_t p = 0; p < k; p += kDepth) {
-    const int64_t depth = k - p < kDepth ? k - p : kDepth;
-    for (int64_t i = 0; i < m; i += kBlockRows) {
-      const int64_t rows = m - i < kBlockRows ? m - i : kBlockRows;
-      pack_a(a.from(i, p), rows, depth, panel_a);
+  for (int64_t i = 0; i < m; i += kBlockRows) {
+    const int64_t rows = m - i < kBlockRows ? m - i : kBlockRows;
+    // As much of k as fits: the fewer the rows, the longer each column of b is read at a stretch.
+    const int64_t span = kPackedFloats / (rows * kDepth) * kDepth;
+    for (int64_t begin = 0; begin < k; begin += span) {
+      const int64_t end = begin + span < k ? begin + span : k;
+      const auto depth_at = [&](int64_t p) { return end - p < kDepth ? end - p : kDepth; };
+      for (int64_t p = begin; p < end; p += kDepth)
+        pack_a(a.from(i, p), rows, depth_at(p), panel_a + (p - begin) * rows);
       for (int64_t j = 0; j < n; j += kTileCols) {
         const int64_t cols = n - j < kTileCols ? n - j : kTileCols;
         for (int x = 0; x < kProducts; ++x) {
-          pack_b(b[x].from(p, j), depth, cols, panel_b);
-          multiply_panels(rows, cols, depth, panel_a, panel_b, c[x] + i * ldc + j, ldc, accumulate || p > 0);
+          for (int64_t p = begin; p < end; p += kDepth) {
+            pack_b(b[x].from(p, j), depth_at(p), cols, panel_b);
+            multiply_panels(rows, cols, depth_at(p), panel_a + (p - begin) * rows, panel_b, c[x] + i * ldc + j, ldc,
+                            accumulate || p > 0);
+          }
         }
       }
     }

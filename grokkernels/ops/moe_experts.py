@@ -127,9 +127,8 @@ def moe_experts(
 
     Returns:
         Like x. Products are summed in float32; act(gate) * up is rounded to the dtype of x between them, and the sum
-        over k, in the order k = 0, 1, ..., is rounded once: bitwise repeatable, and a token's result does not depend
-        on the other tokens (unless a capacity drops it). Gradients reach x, the three weights (zero where an expert got
-        no token) and routing.weights. The backward pass keeps gate and up, ``(N*K, F)`` each.
+        over k, in the order k = 0, 1, ..., is rounded once: bitwise repeatable. Gradients reach x, the three weights
+        (zero where an expert got no token) and routing.weights. The backward pass keeps gate and up, ``(N*K, F)`` each.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a backend that cannot run it.
