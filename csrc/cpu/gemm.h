@@ -6,7 +6,7 @@
 // machines without matrix units. The form of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance
 // Matrix Multiplication" (2008); one thing differs: rows of a stay rows, since the tile only ever broadcasts them.
 //
-// Every element of c is summed in the order of k, in blocks of kDepth, whatever m and n are: a row of c does not
+// Every element of c is summed in the order of k, in runs of kRun, whatever m and n are: a row of c does not
 // depend on the rows beside it, so one token decodes to the same bits as in a batch.
 #pragma once
 
@@ -43,15 +43,12 @@ inline constexpr int kTileRows = 6, kTileVectors = 2;
 inline constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
 inline constexpr int kTileCols = kTileVectors * kLanes;
-// Depth of a panel. kTileCols * kDepth floats of b fit the first-level cache, and c receives a rounded partial sum per
-// panel: the shorter the panel, the smaller the error of a long sum, which matters most without fused instructions.
-#if defined(GK_SIMD_FMA)
-inline constexpr int64_t kDepth = 128;
-#else
-inline constexpr int64_t kDepth = 64;
-#endif
+// Products that a register sums before it is added to c. Short runs keep the error of float32 sums below that of one
+// long chain, and cost nothing that could be measured down to 16 while c is in the cache.
+inline constexpr int64_t kRun = 16;
+inline constexpr int64_t kDepth = 128;      // of a panel: kTileCols * kDepth floats of b fit the first-level cache
 inline constexpr int64_t kBlockRows = 192;  // of a that are packed at once, a multiple of kTileRows
-static_assert(kBlockRows % kTileRows == 0 && kDepth % kLanes == 0);
+static_assert(kBlockRows % kTileRows == 0 && kDepth % kLanes == 0 && kDepth % kRun == 0);
 
 namespace detail {
 
@@ -160,31 +157,35 @@ void pack(const Strided<T>& x, int64_t rows, int64_t cols, int64_t padded, float
 // c (kRows, cols) = or += a (kRows, depth), rows kDepth apart, times b (depth, kTileCols). cols <= kTileCols.
 template <int kRows>
 void tile(int64_t depth, const float* a, const float* b, float* c, int64_t ldc, int64_t cols, bool accumulate) {
-  vf sum[kRows][kTileVectors] = {};
-  for (int64_t p = 0; p < depth; ++p) {
-    vf column[kTileVectors];
+  for (int64_t begin = 0; begin < depth; begin += kRun) {
+    const int64_t end = begin + kRun < depth ? begin + kRun : depth;
+    vf sum[kRows][kTileVectors] = {};
+    for (int64_t p = begin; p < end; ++p) {
+      vf column[kTileVectors];
 #pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) column[v] = load(b + p * kTileCols + v * kLanes);
+      for (int v = 0; v < kTileVectors; ++v) column[v] = load(b + p * kTileCols + v * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const vf x = set1(a[r * kDepth + p]);
+      for (int r = 0; r < kRows; ++r) {
+        const vf x = set1(a[r * kDepth + p]);
 #pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kTileVectors; ++v) {
-      float* out = c + r * ldc + v * kLanes;
-      const int64_t left = cols - v * kLanes;
-      if (left >= kLanes) {
-        store(out, accumulate ? load(out) + sum[r][v] : sum[r][v]);
-      } else if (left > 0) {
-        const int n = static_cast<int>(left);
-        store_n(out, accumulate ? load_n(out, n) + sum[r][v] : sum[r][v], n);
+        for (int v = 0; v < kTileVectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
       }
     }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kTileVectors; ++v) {
+        float* out = c + r * ldc + v * kLanes;
+        const int64_t left = cols - v * kLanes;
+        if (left >= kLanes) {
+          store(out, accumulate ? load(out) + sum[r][v] : sum[r][v]);
+        } else if (left > 0) {
+          const int n = static_cast<int>(left);
+          store_n(out, accumulate ? load_n(out, n) + sum[r][v] : sum[r][v], n);
+        }
+      }
+    accumulate = true;
+  }
 }
 
 template <int kRows = kTileRows>

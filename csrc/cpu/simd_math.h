@@ -122,16 +122,16 @@ GK_ALWAYS_INLINE vf log(vf x) {
   return select((x > 0.0f) & (x < detail::kInfinity), y, special);
 }
 
-// tanh, below 1.4 ulp, the sign of zero kept. tanh |x| = x + x^3 P(x^2) up to 0.6 (fit 2^-28.4), and 1 - 2 / (e^(2|x|)
+// tanh, below 1.1 ulp, the sign of zero kept. tanh |x| = x + x^3 P(x^2) up to 1 (fit 2^-27.7), and 1 - 2 / (e^(2|x|)
 // + 1) above.
 GK_ALWAYS_INLINE vf tanh(vf x) {
   const vf a = min(set1(10.0f), abs(x));
   const vf square = a * a;
-  const vf p =
-      detail::polynomial(square, -3.33333e-01f, 1.3331936e-01f, -5.3784717e-02f, 2.0798625e-02f, -5.8979667e-03f);
+  const vf p = detail::polynomial(square, -3.3333296e-01f, 1.3332345e-01f, -5.3879801e-02f, 2.1486657e-02f,
+                                  -7.9461057e-03f, 2.3013637e-03f, -3.5845177e-04f);
   const vf small = fma(p * square, a, a);
   const vf large = 1.0f - 2.0f / (detail::exp_clamped(a + a) + 1.0f);
-  return with_sign(select(a > 0.6f, large, small), x);
+  return with_sign(select(a > 1.0f, large, small), x);
 }
 
 // erf, below 1.3 ulp. erf |x| = x + x P(x^2) up to 0.93 (fit 2^-30.1), and 1 - e^(x Q(x)) above, with Q the fit of
