@@ -10,6 +10,8 @@ from grokkernels import dispatch
 from grokkernels.ops import checks
 from grokkernels.reference import adamw as reference
 
+__all__ = ["adamw"]
+
 Tensors = Sequence[torch.Tensor]
 
 _global_norm = dispatch.define(

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-import grokkernels.ops.adamw as op
 from grokkernels.ops import checks
+from grokkernels.ops.adamw import adamw, global_norm
 
 _STATE = ("exp_avg", "exp_avg_sq")
 
@@ -83,14 +83,14 @@ class AdamW(torch.optim.Optimizer):
         self._refuse_sparse(groups)
         if self.max_norm is not None:
             grads = [p.grad for _, params in groups for p in params]
-            self.grad_norm = op.global_norm(grads, backend=self.backend)
+            self.grad_norm = global_norm(grads, backend=self.backend)
             self._skipped = self._skipped + (~torch.isfinite(self.grad_norm)).long()
         for group, params in groups:
             if not params:
                 continue
             states = [self._state_of(p) for p in params]
             beta1, beta2 = group["betas"]
-            op.adamw(
+            adamw(
                 params,
                 [p.grad for p in params],
                 [state["exp_avg"] for state in states],

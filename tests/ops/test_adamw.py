@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import grokkernels.ops.adamw as op
+import grokkernels
+from grokkernels.ops.adamw import global_norm
 from grokkernels.optim import AdamW
 from grokkernels.testing import judge
 from grokkernels.testing.cases import adamw as cases
@@ -224,9 +225,9 @@ def test_layouts() -> None:
 
 def test_threads_do_not_change_the_norm() -> None:
     grads = [torch.randn(30000), torch.randn(8193), torch.randn(5)]
-    norm = op.global_norm(grads, backend="cpu")
+    norm = global_norm(grads, backend="cpu")
     torch.set_num_threads(1)
-    assert torch.equal(op.global_norm(grads, backend="cpu"), norm)
+    assert torch.equal(global_norm(grads, backend="cpu"), norm)
     torch.testing.assert_close(norm, torch.cat(grads).norm())
 
 
@@ -277,4 +278,4 @@ def test_refused() -> None:
 def test_bad_input(change: dict, words: str) -> None:
     lists = {name: [torch.zeros(3)] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")}
     with pytest.raises((TypeError, ValueError), match=words):
-        op.adamw(**{**lists, "steps": [torch.zeros(())], **change})
+        grokkernels.adamw(**{**lists, "steps": [torch.zeros(())], **change})

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from grokkernels.ops import adamw as contract
+from grokkernels.ops.adamw import adamw as contract
 from grokkernels.reference.adamw import adamw_step
 from grokkernels.testing.case import Arguments, Case, Table, normal
 
@@ -27,7 +27,7 @@ def _stepped(
 
 def adamw(*, steps_made: int, options: dict[str, Any], backend: str | None = None, **tensors: torch.Tensor) -> Any:
     """grokkernels.ops.adamw on copies; tensors p0, g0, m0, v0, p1 ... are parameters, gradients and moments."""
-    return _stepped(contract.adamw, steps_made, tensors, backend=backend, **options)
+    return _stepped(contract, steps_made, tensors, backend=backend, **options)
 
 
 def reference(*, steps_made: int, options: dict[str, Any], **tensors: torch.Tensor) -> Any:
