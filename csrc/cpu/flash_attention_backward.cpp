@@ -32,7 +32,8 @@ struct Arena {
 
   explicit Arena(const FlashAttentionProblem& problem)
       : stride(round_up(problem.dim, kLanes)), value_stride(round_up(problem.value_dim, kLanes)) {
-    float* next = scratch<float>(0, 4 * kKeys * (stride + value_stride) + kPanel * (stride + value_stride + 2 * kKeys));
+    const int64_t widest = most(stride, value_stride);
+    float* next = scratch<float>(0, 4 * kKeys * (stride + value_stride) + kPanel * (2 * widest + 2 * kKeys));
     auto take = [&](int64_t size) {
       float* mine = next;
       next += size;
@@ -43,8 +44,8 @@ struct Arena {
     values_transposed = take(value_stride * kKeys);
     dk = take(kKeys * stride);
     dv = take(kKeys * value_stride);
-    queries = take(kPanel * stride);
-    dout = take(kPanel * value_stride);
+    queries = take(kPanel * widest);
+    dout = take(kPanel * widest);
     p = take(kPanel * kKeys);
     ds = take(kPanel * kKeys);
   }
@@ -124,29 +125,36 @@ struct Launch {
     return {nullptr, p.cu_seqlens_k == nullptr ? p.keys * p.kv_heads * cols : 0, p.kv_heads * cols, cols};
   }
 
-  // delta of the rows of one panel; dq of a panel that sees no key is zero.
+  // delta of the rows of one panel, added up in the order in which `gemm` adds up dp: where a row sees one key the two
+  // cancel exactly. dq of a panel that sees no key is zero.
   void prepare(const Sequence& s, int64_t kv_head, int64_t panel_number) const {
     const int64_t rows = s.queries * group;
     const Panel panel(s, group, rows, panel_number);
     const FoldedRows o = folded(params.o, s, s.first_query, kv_head * group, group);
     const FoldedRows dout = folded(params.dout, s, s.first_query, kv_head * group, group);
+    const Arena arena(p);
+    float *o_columns = arena.queries, *dout_columns = arena.dout;  // (Dv, kPanel)
+    const KeyRange valid{panel.first, panel.first + panel.count};
+    const int64_t padded = round_up(panel.count, kLanes);
     GK_SWITCH_DTYPE(p.dtype, T, {
-      for (int64_t row = panel.first; row < panel.first + panel.count; ++row) {
-        const T* x = static_cast<const T*>(o.data) + o.at(row);
-        const T* y = static_cast<const T*>(dout.data) + dout.at(row);
-        vf sum = vf{};
-        for (int64_t c = 0; c < p.value_dim; c += kLanes) {
-          const int n = static_cast<int>(least(p.value_dim - c, kLanes));
-          sum = fma(load_n(x + c, n), load_n(y + c, n), sum);
-        }
-        const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
-        params.delta[at] = reduce_add(sum) - (params.dlse == nullptr ? 0.0f : params.dlse[at]);
-      }
+      load_columns<T>(o, panel.first, padded, valid, p.value_dim, o_columns, kPanel);
+      load_columns<T>(dout, panel.first, padded, valid, p.value_dim, dout_columns, kPanel);
     });
+    for (int64_t r = 0; r < panel.count; r += kLanes) {
+      vf sum[2] = {vf{}, vf{}};
+      for (int64_t c = 0; c < p.value_dim; ++c)
+        sum[c % 2] = fma(load(dout_columns + c * kPanel + r), load(o_columns + c * kPanel + r), sum[c % 2]);
+      float delta[kLanes];
+      store(delta, sum[0] + sum[1]);
+      for (int64_t i = 0; i < kLanes && r + i < panel.count; ++i) {
+        const int64_t row = panel.first + r + i;
+        const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
+        params.delta[at] = delta[i] - (params.dlse == nullptr ? 0.0f : params.dlse[at]);
+      }
+    }
     int32_t& mine = turn[panel_index(s, kv_head) + panel_number];
     mine = static_cast<int32_t>(panel.first_block());
     if (panel.seen.begin < panel.seen.end) return;
-    const Arena arena(p);
     for (int64_t i = 0; i < kPanel * arena.stride; ++i) arena.queries[i] = 0.0f;
     store_dq(s, kv_head, panel, arena.queries, arena.stride);
   }

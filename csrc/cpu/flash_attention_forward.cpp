@@ -201,30 +201,32 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
   }
 }
 
-// o = state.o / sum and lse = top + log(sum); for a row without a key 0 and -infinity.
+// o = state.o / sum and lse = top + log(sum); for a row without a key 0 and -infinity. Sums of 0 become 1.
 void finish(const FlashAttentionFwdParams& params, const Sequence& s, int64_t kv_head, int64_t first_row, int64_t count,
-            const State& state, int64_t value_stride, float* factor) {
+            const State& state, int64_t value_stride) {
   const FlashAttentionProblem& p = params.problem;
   const int64_t group = p.heads / p.kv_heads;
   for (int64_t r = 0; r < count; r += kLanes) {
     const int n = static_cast<int>(least(count - r, kLanes));
     const vf sum = load_n(state.sum + r, n), top = load_n(state.top + r, n);
-    store_n(factor + r, select(sum == 0.0f, vf{}, 1.0f / sum), n);
-    float lse[kLanes];
-    store(lse, select(sum == 0.0f, set1(-kInfinity), top + log(sum)));
+    const vmask dead = sum == 0.0f;
+    store_n(state.sum + r, select(dead, set1(1.0f), sum), n);
+    float lse[kLanes], inv[kLanes];
+    store(lse, select(dead, set1(-kInfinity), top + log(sum)));
+    store(inv, select(dead, vf{}, 1.0f / sum));
     for (int i = 0; i < n; ++i) {
       const int64_t row = first_row + r + i;
       const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
       params.lse[at] = lse[i];
-      params.top[at] = state.sum[r + i] == 0.0f ? 0.0f : state.top[r + i];
-      params.inv[at] = factor[r + i];
+      params.top[at] = inv[i] == 0.0f ? 0.0f : state.top[r + i];
+      params.inv[at] = inv[i];
     }
   }
   const AttentionTensor o{nullptr, p.cu_seqlens_q == nullptr ? p.queries * p.heads * p.value_dim : 0,
                           p.heads * p.value_dim, p.value_dim};
   const FoldedRows rows = folded(o, s, s.first_query, kv_head * group, group);
   GK_SWITCH_DTYPE(p.dtype, T,
-                  store_rows<T>(state.o, value_stride, factor, count, p.value_dim, params.o, rows, first_row));
+                  store_rows<T>(state.o, value_stride, state.sum, count, p.value_dim, params.o, rows, first_row));
 }
 
 // The states of all chunks into the first one's, in order.
@@ -302,7 +304,7 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
     const Arena arena(p);
     attend(p, s, task.kv_head, first_row, count, range, task.chunk == 0, arena);
     if (cut.chunks == 1) {
-      finish(params, s, task.kv_head, first_row, count, arena.state, value_stride, arena.rescale);
+      finish(params, s, task.kv_head, first_row, count, arena.state, value_stride);
       return;
     }
     auto partial = [&](int64_t chunk) {
@@ -319,7 +321,7 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
     if (__atomic_sub_fetch(&unfinished[task.sequence * p.kv_heads + task.kv_head], 1, __ATOMIC_ACQ_REL) != 0) return;
     const State all = partial(0);
     for (int64_t chunk = 1; chunk < cut.chunks; ++chunk) merge(all, partial(chunk), count, value_stride);
-    finish(params, s, task.kv_head, first_row, count, all, value_stride, arena.rescale);
+    finish(params, s, task.kv_head, first_row, count, all, value_stride);
   });
 }
 

@@ -133,17 +133,17 @@ void load_columns(const FoldedRows& rows, int64_t first, int64_t count, KeyRange
   }
 }
 
-// A tile's rows as the tensor's dtype: row i of the tile, times factor[i] where factors are given.
+// A tile's rows as the tensor's dtype: row i of the tile, divided by divisor[i] where divisors are given.
 template <typename T>
-void store_rows(const float* tile, int64_t stride, const float* factor, int64_t count, int64_t cols, void* data,
+void store_rows(const float* tile, int64_t stride, const float* divisor, int64_t count, int64_t cols, void* data,
                 const FoldedRows& rows, int64_t first) {
   for (int64_t r = 0; r < count; ++r) {
     T* y = static_cast<T*>(data) + rows.at(first + r);
     const float* x = tile + r * stride;
-    const vf f = set1(factor == nullptr ? 1.0f : factor[r]);
+    const vf d = set1(divisor == nullptr ? 1.0f : divisor[r]);
     int64_t c = 0;
-    for (; c + kLanes <= cols; c += kLanes) store(y + c, load(x + c) * f);
-    if (c < cols) store_n(y + c, load(x + c) * f, static_cast<int>(cols - c));
+    for (; c + kLanes <= cols; c += kLanes) store(y + c, load(x + c) / d);
+    if (c < cols) store_n(y + c, load(x + c) / d, static_cast<int>(cols - c));
   }
 }
 

@@ -1,10 +1,12 @@
 // Small matrix products on float32 tiles that lie in scratch: the register tile that attention is made of.
 //
 // C (m, n) = A (m, k) B (k, n), with n counted in vectors along the lanes and every A element broadcast. The tile of
-// kTileRows x up to kTileVectors accumulators hides the latency of the multiply-add and leaves one register per vector
-// of B and one for the broadcast. One column panel of B stays in the first-level cache while all rows of A pass it.
-// The k products are added up on their own before they meet C: rounding errors grow with k, not with all that C
-// gathers.
+// 2 x kTileRows x up to kTileVectors accumulators hides the latency of the multiply-add and leaves registers for the
+// vectors of B and one for the broadcast. One column panel of B stays in the first-level cache while all rows of A
+// pass.
+//
+// Rounding: even and odd k have accumulators of their own (half the chain, and the tile is fed as fast), and the k
+// products are added up on their own before they meet C.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +17,9 @@ namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
 #if defined(GK_SIMD_AVX512)
-inline constexpr int kTileRows = 8;  // 8 x 3 accumulators of 32 registers
+inline constexpr int kTileRows = 4;  // 2 x 4 x 3 accumulators of 32 registers
 #else
-inline constexpr int kTileRows = 4;  // 4 x 3 of 16
+inline constexpr int kTileRows = 2;  // 2 x 2 x 3 of 16
 #endif
 inline constexpr int kTileVectors = 3;
 
@@ -31,14 +33,8 @@ enum class Into {
 template <Into kInto, bool kAdjacent, int kVectors>
 GK_ALWAYS_INLINE void gemm_tile(int64_t k, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
                                 int64_t c_stride, const float* scale) {
-  vf sum[kTileRows][kVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kTileRows; ++r)
-#pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) {
-      sum[r][v] = zero();
-    }
-  for (int64_t i = 0; i < k; ++i) {
+  vf sum[kTileRows][kVectors] = {}, odd[kTileRows][kVectors] = {};
+  auto step = [&](int64_t i, vf(&to)[kTileRows][kVectors]) __attribute__((always_inline)) {
     vf right[kVectors];
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) right[v] = load(b + i * b_stride + v * kLanes);
@@ -46,9 +42,19 @@ GK_ALWAYS_INLINE void gemm_tile(int64_t k, const float* a, int64_t a_stride, con
     for (int r = 0; r < kTileRows; ++r) {
       const vf left = set1(kAdjacent ? a[i * a_stride + r] : a[r * a_stride + i]);
 #pragma GCC unroll 3
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(left, right[v], sum[r][v]);
+      for (int v = 0; v < kVectors; ++v) to[r][v] = fma(left, right[v], to[r][v]);
     }
+  };
+  int64_t i = 0;
+  for (; i + 2 <= k; i += 2) {
+    step(i, sum);
+    step(i + 1, odd);
   }
+  if (i < k) step(i, sum);
+#pragma GCC unroll 8
+  for (int r = 0; r < kTileRows; ++r)
+#pragma GCC unroll 3
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + odd[r][v];
 #pragma GCC unroll 8
   for (int r = 0; r < kTileRows; ++r)
 #pragma GCC unroll 3

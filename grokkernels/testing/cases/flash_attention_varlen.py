@@ -54,7 +54,7 @@ TABLE = Table(
         case((5, 0, 3, 0), (5, 6, 0, 0), 2, 2, 16, why="sequences without queries, keys or both"),
         case((100, 200), (300, 97), 1, 1, 32, causal=True, why="unequal lengths, several tiles each"),
         case((1, 1, 1), (2000, 10, 100), 8, 2, 32, causal=True, why="decoding; only the long one is cut into chunks"),
-        case((6, 4), (5, 9), 2, 2, 16, rest=3, sinks=True, why="rows past the last sequence"),
+        case((6, 4), (5, 9), 8, 4, 16, rest=3, sinks=True, why="rows past the last sequence"),
         case((40, 60), (50, 30), 6, 2, 32, value_dim=24, softcap=5.0, window=(16, 8), sinks=True),
         case((20, 30), (40, 50), 2, 1, 32, alibi="per sequence", temperature_len=8, q_start=(20, 5), causal=True),
     ),
