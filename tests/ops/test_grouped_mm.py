@@ -1,0 +1,96 @@
+"""grouped_mm against its case table, on drawn groups, and with bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import grokkernels
+from grokkernels.testing import judge
+from grokkernels.testing.cases import grouped_mm as cases
+from tests.suite import CaseTableTests
+
+
+class TestCases(CaseTableTests):
+    table = cases.TABLE
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.lists(st.integers(0, 30), min_size=1, max_size=5).map(tuple),
+    depth=st.integers(8, 80),  # a gradient of a few numbers would be judged by luck
+    cols=st.integers(8, 140),
+    unused=st.integers(0, 3),
+    mt=st.booleans(),
+    dtype=st.sampled_from(cases.TABLE.dtypes),
+)
+def test_drawn_groups(
+    groups: tuple[int, ...], depth: int, cols: int, unused: int, mt: bool, dtype: torch.dtype
+) -> None:
+    case = cases.case(groups, depth, cols, unused=unused, mt=mt)
+    verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+    assert verdict.passed, verdict
+
+
+def test_gradient_of_a_sum() -> None:
+    """The gradient that arrives is one number expanded: every stride is 0."""
+    x, w = torch.randn(5, 6, requires_grad=True), torch.randn(2, 6, 3, requires_grad=True)
+    offsets = torch.tensor([2, 4], dtype=torch.int32)
+    grokkernels.grouped_mm(x, w, offsets, backend="cpu").sum().backward()
+    wanted = torch.cat([w[0].sum(1).expand(2, -1), w[1].sum(1).expand(2, -1), torch.zeros(1, 6)])
+    torch.testing.assert_close(x.grad, wanted)
+    torch.testing.assert_close(w.grad, torch.stack([x[:2].sum(0), x[2:4].sum(0)]).unsqueeze(2).expand(-1, -1, 3))
+
+
+def test_weight_gradient_lies_as_the_weight() -> None:
+    """A parameter (E, out, in) passed as .mT gets a gradient that needs no copy."""
+    weight = torch.randn(2, 7, 5, requires_grad=True)
+    grokkernels.grouped_mm(
+        torch.randn(4, 5), weight.mT, torch.tensor([1, 4], dtype=torch.int32)
+    ).square().sum().backward()
+    assert weight.grad.is_contiguous()
+
+
+def test_rows_do_not_see_each_other() -> None:
+    """NaN in one row changes no bit of another."""
+    x, w = torch.randn(9, 700), torch.randn(2, 700, 37)
+    ends = torch.tensor([7, 9], dtype=torch.int32)
+    before = grokkernels.grouped_mm(x, w, ends, backend="cpu")
+    x[3] = float("nan")
+    after = grokkernels.grouped_mm(x, w, ends, backend="cpu")
+    assert torch.equal(torch.cat([after[:3], after[4:]]), torch.cat([before[:3], before[4:]]))
+
+
+@pytest.mark.parametrize("offsets", [[3, 1], [-5, 2], [9, 9], [2**31 - 1, -(2**31)]])
+def test_native_function_stays_inside(offsets: list[int]) -> None:
+    """Whatever offsets hold, the native function reads and writes its own memory only."""
+    x, w = torch.randn(4, 8), torch.randn(2, 8, 8)
+    ends = torch.tensor(offsets, dtype=torch.int32)
+    y = torch.ops.grokkernels.grouped_mm.native(x, w, ends)
+    assert y.shape == (4, 8)
+    torch.ops.grokkernels.grouped_mm_bwd.native(y, x, w, ends)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"x": [1.0]}, "x must be a torch.Tensor, got list"),
+        ({"x": torch.ones(4)}, r"x must have shape \(M, K\) = \(any, 3\), got \(4,\)"),
+        ({"x": torch.ones(4, 2)}, r"x must have shape \(M, K\) = \(any, 3\), got \(4, 2\)"),
+        ({"w": torch.ones(3, 5)}, r"w must have shape \(E, K, N\)"),
+        ({"w": torch.ones(2, 3, 5).bfloat16()}, "w must be one of float32, got torch.bfloat16"),
+        ({"w": torch.ones(0, 3, 5), "offsets": torch.zeros(0, dtype=torch.int32)}, "at least one group"),
+        ({"offsets": torch.tensor([2, 4])}, "offsets must be one of int32, got torch.int64"),
+        ({"offsets": torch.tensor([4], dtype=torch.int32)}, r"offsets must have shape \(E,\) = \(2\), got \(1,\)"),
+        ({"offsets": torch.tensor([3, 2], dtype=torch.int32)}, r"got offsets\[1\] = 2 after 3"),
+        ({"offsets": torch.tensor([-1, 2], dtype=torch.int32)}, r"got offsets\[0\] = -1"),
+        ({"offsets": torch.tensor([2, 5], dtype=torch.int32)}, "at most the 4 rows of x"),
+        ({"backend": "cuda"}, "cannot run on backend 'cuda'"),
+    ],
+)
+def test_bad_input(arguments: dict, words: str) -> None:
+    valid = {"x": torch.ones(4, 3), "w": torch.ones(2, 3, 5), "offsets": torch.tensor([2, 4], dtype=torch.int32)}
+    with pytest.raises((TypeError, ValueError), match=words):
+        grokkernels.grouped_mm(**{**valid, **arguments})

@@ -1,0 +1,138 @@
+"""moe_experts against its case table, on drawn routings, and with bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import grokkernels
+from grokkernels.ops.moe_experts import ACTIVATIONS
+from grokkernels.reference.gated_activation import ACTIVATIONS as REFERENCE_ACTIVATIONS
+from grokkernels.reference.moe_gate import Routing
+from grokkernels.testing import judge
+from grokkernels.testing.cases import moe_experts as cases
+from tests.suite import CaseTableTests
+
+
+class TestCases(CaseTableTests):
+    table = cases.TABLE
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    cols=st.integers(8, 70),
+    hidden_cols=st.integers(8, 140),
+    experts=st.integers(1, 6),
+    data=st.data(),
+    how=st.sampled_from(["even", "uneven", "one", "dropped"]),
+    activation=st.sampled_from(ACTIVATIONS),
+    capacity_factor=st.none() | st.floats(0.5, 2.0),
+    dtype=st.sampled_from(cases.TABLE.dtypes),
+)
+def test_drawn_shapes(
+    tokens: int,
+    cols: int,
+    hidden_cols: int,
+    experts: int,
+    data: st.DataObject,
+    how: str,
+    activation: str,
+    capacity_factor: float | None,
+    dtype: torch.dtype,
+) -> None:
+    top_k = data.draw(st.integers(1, experts))
+    options = {"activation": activation, "capacity_factor": capacity_factor}
+    case = cases.case(tokens, cols, hidden_cols, experts, top_k, how, **options)
+    verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+    assert verdict.passed, verdict
+
+
+def arguments(tokens: int = 40) -> dict:
+    return judge.in_dtype(cases.case(tokens, 48, 80, 4, 2).arguments(), torch.bfloat16)
+
+
+def test_activations_are_those_of_the_reference() -> None:
+    assert set(ACTIVATIONS) == set(REFERENCE_ACTIVATIONS)
+
+
+def test_repeatable_bit_by_bit() -> None:
+    """Two runs agree in every bit, gradients included."""
+    runs = [judge.run(cases.moe_experts, arguments(), cases.TABLE.grad, None) for _ in range(2)]
+    for one, other in zip(runs[0][0] + runs[0][1], runs[1][0] + runs[1][1], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_tokens_do_not_see_each_other() -> None:
+    """NaN in one token changes no bit of another; alone, a token gives the same up to the order of sums."""
+    case = judge.in_dtype(cases.case(40, 48, 80, 4, 2).arguments(), torch.float32)
+    before = cases.moe_experts(**case, backend="cpu")
+    case["x"][5] = float("nan")
+    after = cases.moe_experts(**case, backend="cpu")
+    assert torch.equal(torch.cat([after[:5], after[6:]]), torch.cat([before[:5], before[6:]]))
+    alone = {**case, **{name: case[name][9:10] for name in ("x", "weights", "indices")}}
+    torch.testing.assert_close(cases.moe_experts(**alone, backend="cpu"), before[9:10])
+
+
+def test_inference_keeps_nothing() -> None:
+    """Without gradients gate and up are not written, and the result is the same."""
+    case = arguments()
+    leaf = {**case, "x": case["x"].requires_grad_()}
+    with torch.no_grad():
+        y = cases.moe_experts(**leaf, backend="cpu")
+    assert torch.equal(y, cases.moe_experts(**leaf, backend="cpu"))
+
+
+def test_idle_experts_are_not_read() -> None:
+    """NaN in the weights of an expert without tokens reaches nothing, and its gradient is zero."""
+    case = arguments()
+    case["indices"] = case["indices"].clamp(max=2)
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        case[name][3] = float("nan")
+    outputs, gradients, _ = judge.run(lambda **kw: cases.moe_experts(**kw, backend="cpu"), case, cases.TABLE.grad, None)
+    assert outputs[0].isfinite().all()
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+    assert all(torch.count_nonzero(gradients[i][3]) == 0 for i in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"x": [1.0]}, "x must be a torch.Tensor, got list"),
+        ({"x": torch.tensor(1.0)}, "x must have at least one dimension"),
+        ({"x": torch.ones(4, 4)}, r"gate_proj must have shape \(E, F, C\) = \(any, any, 4\), got \(2, 6, 3\)"),
+        ({"up_proj": torch.ones(2, 5, 3)}, r"up_proj must have shape \(E, F, C\) = \(2, 6, 3\), got \(2, 5, 3\)"),
+        ({"down_proj": torch.ones(2, 6, 3)}, r"down_proj must have shape \(E, C, F\) = \(2, 3, 6\), got \(2, 6, 3\)"),
+        ({"down_proj": torch.ones(2, 3, 6).half()}, "down_proj must be one of float32, got torch.float16"),
+        ({"weights": torch.ones(4, 1)}, r"routing.weights must have shape of routing.indices = \(4, 2\)"),
+        ({"weights": torch.ones(4, 2).half()}, "routing.weights must be one of float32"),
+        ({"indices": torch.ones(3, 2).int()}, r"routing.indices must have shape \(N, K\) = \(4, any\), got \(3, 2\)"),
+        ({"indices": torch.ones(4, 2)}, "routing.indices must be one of int32, int64"),
+        ({"activation": "tanh"}, "activation must be one of gelu_tanh, gelu, silu, relu, got 'tanh'"),
+        ({"capacity_factor": -0.5}, "capacity_factor must be a finite number >= 0, got -0.5"),
+        ({"backend": "cuda"}, "cannot run on backend 'cuda'"),
+    ],
+)
+def test_bad_input(changes: dict, words: str) -> None:
+    valid = {
+        "x": torch.ones(4, 3),
+        "gate_proj": torch.ones(2, 6, 3),
+        "up_proj": torch.ones(2, 6, 3),
+        "down_proj": torch.ones(2, 3, 6),
+        "weights": torch.ones(4, 2),
+        "indices": torch.zeros(4, 2, dtype=torch.int32),
+    }
+    with pytest.raises((TypeError, ValueError), match=words):
+        cases.moe_experts(**{**valid, **changes})
+
+
+def test_routing_is_read_by_name() -> None:
+    """Whatever has weights and indices is a routing."""
+    case = arguments()
+    weights, indices = case.pop("weights"), case.pop("indices")
+    routing = Routing(weights, indices.long(), indices, weights.sum(), weights.sum())
+    y = grokkernels.moe_experts(**case, routing=routing, backend="cpu")
+    assert torch.equal(y, cases.moe_experts(**case, weights=weights, indices=indices, backend="cpu"))
