@@ -1,4 +1,4 @@
-"""moe_experts against a loop over experts and torch's grouped_mm: pytest benchmarks/bench_moe_experts.py --benchmark-only"""
+"""moe_experts against a loop over experts and grouped_mm: pytest benchmarks/bench_moe_experts.py --benchmark-only"""
 
 from __future__ import annotations
 
