@@ -6,6 +6,7 @@
 #   make bench    pytest-benchmark                     make verify  case tables against float64, all CPU levels
 #   make sanitize AddressSanitizer and UndefinedBehaviorSanitizer: C++ unit tests and case tables
 #   make cpp      the torch-free libraries and their C++ unit tests (CMake)
+#   make dist-check  sdist and wheel, built, installed and tried in an environment of their own
 #   make new-op NAME=x   the stubs of a new row
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -16,7 +17,7 @@ BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.txt')
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test quick lint format bench verify cpp sanitize install new-op clean
+.PHONY: demo test quick lint format bench verify cpp sanitize dist-check install new-op clean
 
 install: $(VENV)/.installed
 
@@ -68,6 +69,9 @@ sanitize: install
 	cmake --build build/cmake-sanitize --parallel $(JOBS)
 	ctest --test-dir build/cmake-sanitize --output-on-failure
 	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh
+
+dist-check:
+	PYTHON=$(PYTHON) TORCH=$(TORCH) tools/dist_check.sh
 
 new-op:
 	$(PYTHON) tools/new_op.py "$(NAME)"

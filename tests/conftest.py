@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before OpenMP starts: waiting threads sleep. They would spin against each other where tests run in parallel.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 

@@ -122,28 +122,34 @@ GK_ALWAYS_INLINE vf log(vf x) {
   return select((x > 0.0f) & (x < detail::kInfinity), y, special);
 }
 
-// tanh, below 1.4 ulp, the sign of zero kept. tanh |x| = x + x^3 P(x^2) up to 0.6 (fit 2^-28.4), and 1 - 2 / (e^(2|x|)
+// tanh, below 1.1 ulp, the sign of zero kept. tanh |x| = x + x^3 P(x^2) up to 1 (fit 2^-27.7), and 1 - 2 / (e^(2|x|)
 // + 1) above.
 GK_ALWAYS_INLINE vf tanh(vf x) {
   const vf a = min(set1(10.0f), abs(x));
   const vf square = a * a;
-  const vf p =
-      detail::polynomial(square, -3.33333e-01f, 1.3331936e-01f, -5.3784717e-02f, 2.0798625e-02f, -5.8979667e-03f);
+  const vf p = detail::polynomial(square, -3.3333296e-01f, 1.3332345e-01f, -5.3879801e-02f, 2.1486657e-02f,
+                                  -7.9461057e-03f, 2.3013637e-03f, -3.5845177e-04f);
   const vf small = fma(p * square, a, a);
   const vf large = 1.0f - 2.0f / (detail::exp_clamped(a + a) + 1.0f);
-  return with_sign(select(a > 0.6f, large, small), x);
+  return with_sign(select(a > 1.0f, large, small), x);
 }
+
+namespace detail {
+// erf x for |x| <= 0.93: x + x P(x^2) (fit 2^-30.1).
+GK_ALWAYS_INLINE vf erf_near_zero(vf x) {
+  const vf p = polynomial(x * x, 1.2837917e-01f, -3.761263e-01f, 1.1283626e-01f, -2.6855731e-02f, 5.192405e-03f,
+                          -8.0497697e-04f, 7.99665e-05f);
+  return fma(x, p, x);
+}
+}  // namespace detail
 
 // erf, below 1.3 ulp. erf |x| = x + x P(x^2) up to 0.93 (fit 2^-30.1), and 1 - e^(x Q(x)) above, with Q the fit of
 // log(erfc(x)) / x (2^-30.5 of erf), where 4 and more give 1.
 GK_ALWAYS_INLINE vf erf(vf x) {
   const vf a = min(set1(4.0f), abs(x));
-  const vf square = a * a;
-  const vf small = detail::polynomial(square, 1.2837917e-01f, -3.761263e-01f, 1.1283626e-01f, -2.6855731e-02f,
-                                      5.192405e-03f, -8.0497697e-04f, 7.99665e-05f);
   const vf large = detail::polynomial(a, -1.1286542e+00f, -6.35128e-01f, -1.06275305e-01f, 2.3795081e-02f,
                                       -3.6580346e-03f, 3.2662647e-04f, -1.1612488e-05f);
-  const vf y = select(a > 0.93f, 1.0f - detail::exp_clamped(a * large), fma(a, small, a));
+  const vf y = select(a > 0.93f, 1.0f - detail::exp_clamped(a * large), detail::erf_near_zero(a));
   return with_sign(y, x);
 }
 
@@ -199,7 +205,9 @@ GK_ALWAYS_INLINE ValueAndSlope gelu_erf_and_slope(vf x) {
   const vf p = detail::polynomial(1.0f - t, 0.5f, -6.398329e-01f, 2.610603e-01f, 1.02527395e-01f, -6.3730404e-02f,
                                   -1.706833e-02f, -6.2805966e-02f, 8.839758e-02f, -2.892585e-02f);
   const vf tail = t * p;
-  const vf phi = select(c < 0.0f, e * tail, fnma(e, tail, set1(1.0f)));
+  const vf outside = select(c < 0.0f, e * tail, fnma(e, tail, set1(1.0f)));
+  const vf a = c * 0.707106781f;  // near zero 1/2 (1 + erf(x / sqrt(2))) rounds less
+  const vf phi = select(abs(a) < 0.93f, fma(set1(0.5f), detail::erf_near_zero(a), set1(0.5f)), outside);
   return {v * phi, fma(c * kInverseSqrt2Pi, e, phi)};
 }
 GK_ALWAYS_INLINE vf gelu_erf(vf x) { return gelu_erf_and_slope(x).value; }

@@ -24,6 +24,7 @@ def adamw_step(
     weight_decay: float = 1e-2,
     max_norm: float | None = None,
     maximize: bool = False,
+    norm: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Update params and both moments in place; `step` counts from 1. Equal to torch.optim.AdamW's update.
 
@@ -31,12 +32,16 @@ def adamw_step(
     m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2
     p <- p (1 - lr weight_decay) - lr / (1 - beta1^step) * m / (sqrt(v / (1 - beta2^step)) + eps)
 
+    `norm` stands for that norm where these gradients are not all of them. Where it is not finite nothing is updated.
     Grads are left as they are. Returns the norm before clipping, () on grads' device, or None without max_norm.
     """
-    norm = None
     clip: torch.Tensor | float = 1.0
-    if max_norm is not None:
-        norm = global_norm(grads)
+    if max_norm is None:
+        norm = None
+    else:
+        norm = global_norm(grads) if norm is None else norm
+        if not torch.isfinite(norm):
+            return norm
         clip = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for p, g, m, v in zip(params, grads, exp_avgs, exp_avg_sqs, strict=True):
         acc = accumulation_dtype(p)

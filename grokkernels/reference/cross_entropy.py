@@ -18,7 +18,7 @@ def cross_entropy(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """logits (N, V), targets (N,) -> () or, for reduction "none", (N,); float32 (float64 for float64 logits).
+    """logits (N, V), targets (N,) int64 or int32 -> () or, for reduction "none", (N,); float32, or float64 like logits.
 
     z = logit_scale * logits, then softcap * tanh(z / softcap) if softcap > 0.
     loss_n = -sum_v q_v log softmax(z)_v + z_loss * logsumexp(z)^2,
@@ -32,7 +32,7 @@ def cross_entropy(
     if softcap > 0:
         z = softcap * torch.tanh(z / softcap)
     lse = torch.logsumexp(z, dim=-1)
-    target = z.gather(1, targets.masked_fill(~counted, 0).unsqueeze(1)).squeeze(1)
+    target = z.gather(1, targets.long().masked_fill(~counted, 0).unsqueeze(1)).squeeze(1)
     if label_smoothing > 0:
         target = (1 - label_smoothing) * target + label_smoothing * z.mean(dim=-1)
     loss = (lse - target + z_loss * lse.square()).masked_fill(~counted, 0)

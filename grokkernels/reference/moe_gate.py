@@ -88,7 +88,8 @@ def moe_gate(
     counts = (indices.unsqueeze(-1) == torch.arange(experts, device=z.device)).sum(dim=(0, 1))
     share = p / p.sum(dim=-1, keepdim=True).clamp(min=1e-20) if scoring == "sigmoid" else p
     mean_share = share.masked_fill(~routed, 0).sum(dim=0) / tokens
-    load_balance_loss = experts * (counts / (tokens * top_k) * mean_share).sum()
+    fraction = counts.to(p.dtype) / (tokens * top_k)  # two integers would divide in float32, for the oracle too
+    load_balance_loss = experts * (fraction * mean_share).sum()
     z_loss = torch.logsumexp(z, dim=-1).square().masked_fill(~routed[:, 0], 0).sum() / tokens
     return Routing(weights, indices.int(), counts.int(), load_balance_loss, z_loss)
 

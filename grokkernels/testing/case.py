@@ -25,9 +25,9 @@ class Case:
     build: Callable[[torch.Generator], Arguments]
     why: str = ""
 
-    def arguments(self) -> Arguments:
-        """The arguments, the same on every call."""
-        return self.build(torch.Generator().manual_seed(zlib.crc32(self.name.encode())))
+    def arguments(self, draw: int = 0) -> Arguments:
+        """The arguments, the same on every call; another `draw` has other numbers of the same kind."""
+        return self.build(torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + draw))
 
 
 @dataclass(frozen=True)

@@ -47,3 +47,13 @@ def test_low_precision_parameters_with_float32_state() -> None:
 
 def test_nothing_to_do() -> None:
     assert adamw_step([], [], [], [], 1, max_norm=1.0) == 0
+
+
+def test_part_of_the_gradients_and_a_norm_that_is_not_finite() -> None:
+    p, g = torch.ones(3), torch.tensor([1.0, 2.0, 2.0])
+    state = [torch.zeros(3) for _ in range(2)]
+    adamw_step([p], [g], state[:1], state[1:], 1, max_norm=1.0, norm=torch.tensor(10.0))
+    torch.testing.assert_close(state[0], g / 100, rtol=1e-5, atol=0)
+    before = [t.clone() for t in (p, *state)]
+    assert adamw_step([p], [torch.full((3,), torch.inf)], state[:1], state[1:], 2, max_norm=1.0) == torch.inf
+    assert all(torch.equal(a, b) for a, b in zip(before, (p, *state), strict=True))

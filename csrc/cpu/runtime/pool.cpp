@@ -1,6 +1,7 @@
 #include "cpu/runtime/pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 #include <atomic>
 
@@ -26,5 +27,7 @@ void run_region(int64_t n, RangeFn fn, void* context) {
   }
   g_pool.run(n, fn, context);
 }
+
+void yield() { sched_yield(); }
 
 }  // namespace grokkernels::cpu

@@ -22,4 +22,7 @@ int num_threads();
 
 void run_region(int64_t n, RangeFn fn, void* context);
 
+// Lets other threads run: for the body of a loop that waits for one of them.
+void yield();
+
 }  // namespace grokkernels::cpu

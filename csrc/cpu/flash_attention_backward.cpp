@@ -1,0 +1,325 @@
+// flash_attention, backward, on the CPU: gradients of q, k, v and the sinks in tiles, O(T) memory.
+// Dao et al., "FlashAttention" (2022): p is formed anew from q, k and the softmax's statistics.
+//
+//   p = exp(s - top) * inv   delta = rowsum(dout * o) - dlse   dp = dout v^T   ds = p (dp - delta) ds/d(q.k)
+//   dv = p^T dout   dq = ds k   dk = ds^T q   dsink = -sum over rows of p_sink (rowsum(p * dp) - dlse)
+//
+// A task owns one block of keys of one (sequence, kv head): it transposes its k and v once, walks over panels of query
+// rows and keeps dk and dv to itself. dq is added up across tasks, panel by panel, each key block waiting for its turn:
+// the block before it. Tasks start in the order of the blocks, so whoever is waited for is already running; under a
+// causal mask each block also starts one panel later than the one before it, and hardly any ever waits. Every sum thus
+// has one order, whatever the batch, the threads and the timing: gradients repeat bit for bit.
+#include "cpu/flash_attention_tiles.h"
+#include "cpu/gemm_tile.h"
+#include "cpu/launch.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+#include "cpu/simd_math.h"
+#include "flash_attention.h"
+
+namespace grokkernels::cpu {
+inline namespace GK_CPU_LEVEL {
+namespace {
+
+constexpr int64_t kKeys = 96;                     // keys of a task
+constexpr int64_t kPanel = kFlashAttentionPanel;  // query rows taken at a time
+static_assert(kKeys % kLanes == 0 && kPanel % kTileRows == 0);
+
+struct Arena {
+  int64_t stride, value_stride;  // D and Dv in whole vectors
+  float *keys, *keys_transposed, *values_transposed, *dk, *dv;
+  float *queries, *dout, *p, *ds;
+
+  explicit Arena(const FlashAttentionProblem& problem)
+      : stride(round_up(problem.dim, kLanes)), value_stride(round_up(problem.value_dim, kLanes)) {
+    const int64_t widest = most(stride, value_stride);
+    float* next = scratch<float>(0, 4 * kKeys * (stride + value_stride) + kPanel * (2 * widest + 2 * kKeys));
+    auto take = [&](int64_t size) {
+      float* mine = next;
+      next += size;
+      return mine;
+    };
+    keys = take(kKeys * stride);
+    keys_transposed = take(stride * kKeys);
+    values_transposed = take(value_stride * kKeys);
+    dk = take(kKeys * stride);
+    dv = take(kKeys * value_stride);
+    queries = take(kPanel * widest);
+    dout = take(kPanel * widest);
+    p = take(kPanel * kKeys);
+    ds = take(kPanel * kKeys);
+  }
+};
+
+// Panel `panel` of a sequence with `rows` folded rows, and the blocks of keys that any of its rows sees.
+struct Panel {
+  int64_t first, count;
+  KeyRange seen;  // none when begin >= end
+
+  GK_ALWAYS_INLINE Panel(const Sequence& s, int64_t group, int64_t rows, int64_t panel)
+      : first(panel * kPanel),
+        count(least(kPanel, rows - panel * kPanel)),
+        seen(s.visible(first / group, (first + count - 1) / group)) {}
+  GK_ALWAYS_INLINE bool sees(int64_t block) const {
+    return seen.begin < seen.end && block >= seen.begin / kKeys && block <= last_block();
+  }
+  GK_ALWAYS_INLINE int64_t first_block() const { return seen.begin / kKeys; }
+  GK_ALWAYS_INLINE int64_t last_block() const { return (seen.end - 1) / kKeys; }
+};
+
+// One row of scores -> p and ds, for the vectors [from, to) of its block of keys, which starts at `key`; gives the sum
+// of p * dp.
+GK_ALWAYS_INLINE float score_row(const FlashAttentionProblem& problem, bool plain, const RowFacts& facts, int64_t key,
+                                 int64_t from, int64_t to, bool masked, float top, float inv, float delta, float* p,
+                                 float* ds) {
+  const vf shift = set1(top), d = set1(delta);
+  vf total = vf{};
+  for (int64_t v = from; v < to; ++v) {
+    vf s = load(p + v * kLanes);
+    vf slope = set1(problem.scale);  // of the score in q.k
+    const vi j = lane_index() + static_cast<int32_t>(key + v * kLanes);
+    if (!plain) {
+      slope = slope * facts.temperature;
+      if (problem.softcap > 0.0f) {
+        const vf t = tanh(s);
+        s = problem.softcap * t;
+        slope = slope * fnma(t, t, set1(1.0f));
+      }
+      s = fnma(set1(facts.slope), abs(to_float(facts.position - j)), s * facts.temperature);
+    }
+    const vf dp = load(ds + v * kLanes);
+    vf e = exp(s - shift) * inv;
+    vf g = e * (dp - d) * slope;
+    vf share = e * dp;
+    if (masked) {
+      const vmask inside = (j >= facts.begin) & (j < facts.end);
+      e = select(inside, e, vf{});
+      g = select(inside, g, vf{});
+      share = select(inside, share, vf{});
+    }
+    total = total + share;
+    store(p + v * kLanes, e);
+    store(ds + v * kLanes, g);
+  }
+  return reduce_add(total);
+}
+
+// Everything of one launch that its tasks share.
+struct Launch {
+  const FlashAttentionBwdParams& params;
+  const FlashAttentionProblem& p;
+  int64_t group;
+  const int64_t* panels_before;  // (B + 1) panels of one kv head before each sequence
+  int32_t* turn;                 // (Hkv * panels) the block of keys that may add to a panel's dq now
+
+  float* dq_sum(const Arena& arena, int64_t panel_index) const {
+    return params.workspace + panel_index * kPanel * arena.stride;
+  }
+  int64_t panel_index(const Sequence& s, int64_t kv_head) const {
+    return panels_before[s.b] * p.kv_heads + kv_head * (panels_before[s.b + 1] - panels_before[s.b]);
+  }
+  AttentionTensor dense_queries(int64_t cols) const {
+    return {nullptr, p.cu_seqlens_q == nullptr ? p.queries * p.heads * cols : 0, p.heads * cols, cols};
+  }
+  AttentionTensor dense_keys(int64_t cols) const {
+    return {nullptr, p.cu_seqlens_k == nullptr ? p.keys * p.kv_heads * cols : 0, p.kv_heads * cols, cols};
+  }
+
+  // delta of the rows of one panel, added up in the order in which `gemm` adds up dp: where a row sees one key the two
+  // cancel exactly. dq of a panel that sees no key is zero.
+  void prepare(const Sequence& s, int64_t kv_head, int64_t panel_number) const {
+    const int64_t rows = s.queries * group;
+    const Panel panel(s, group, rows, panel_number);
+    const FoldedRows o = folded(params.o, s, s.first_query, kv_head * group, group);
+    const FoldedRows dout = folded(params.dout, s, s.first_query, kv_head * group, group);
+    const Arena arena(p);
+    float *o_columns = arena.queries, *dout_columns = arena.dout;  // (Dv, kPanel)
+    const KeyRange valid{panel.first, panel.first + panel.count};
+    const int64_t padded = round_up(panel.count, kLanes);
+    GK_SWITCH_DTYPE(p.dtype, T, {
+      load_columns<T>(o, panel.first, padded, valid, p.value_dim, o_columns, kPanel);
+      load_columns<T>(dout, panel.first, padded, valid, p.value_dim, dout_columns, kPanel);
+    });
+    for (int64_t r = 0; r < panel.count; r += kLanes) {
+      vf sum[2] = {vf{}, vf{}};
+      for (int64_t c = 0; c < p.value_dim; ++c)
+        sum[c % 2] = fma(load(dout_columns + c * kPanel + r), load(o_columns + c * kPanel + r), sum[c % 2]);
+      float delta[kLanes];
+      store(delta, sum[0] + sum[1]);
+      for (int64_t i = 0; i < kLanes && r + i < panel.count; ++i) {
+        const int64_t row = panel.first + r + i;
+        const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
+        params.delta[at] = delta[i] - (params.dlse == nullptr ? 0.0f : params.dlse[at]);
+      }
+    }
+    int32_t& mine = turn[panel_index(s, kv_head) + panel_number];
+    mine = static_cast<int32_t>(panel.first_block());
+    if (panel.seen.begin < panel.seen.end) return;
+    for (int64_t i = 0; i < kPanel * arena.stride; ++i) arena.queries[i] = 0.0f;
+    store_dq(s, kv_head, panel, arena.queries, arena.stride);
+  }
+
+  void store_dq(const Sequence& s, int64_t kv_head, const Panel& panel, const float* tile, int64_t stride) const {
+    const FoldedRows rows = folded(dense_queries(p.dim), s, s.first_query, kv_head * group, group);
+    GK_SWITCH_DTYPE(p.dtype, T, store_rows<T>(tile, stride, nullptr, panel.count, p.dim, params.dq, rows, panel.first));
+  }
+
+  // What the sink of `head` takes of the softmax of the row whose statistics lie at `at`.
+  float sink_probability(int64_t head, int64_t at) const {
+    const vf sink = set1(p.sinks[head]);
+    return exp(sink - params.top[at])[0] * params.inv[at];
+  }
+
+  // p and ds of one panel against the keys [range) of the block at `key`; vectors [from, to) of the tile are written.
+  // Each head's share of dsink is added to sink_parts: taken from p and dp, which are float32, not from the rounded o.
+  void scores(const Sequence& s, int64_t kv_head, const Panel& panel, int64_t key, KeyRange range, const Arena& arena,
+              int64_t from, int64_t to, double* sink_parts) const {
+    const float scale = score_scale(p), one = 1.0f;
+    const bool plain = plain_scores(p);
+    gemm<Into::kWrite, false>(panel.count, to - from, p.dim, arena.queries, arena.stride,
+                              arena.keys_transposed + from * kLanes, kKeys, arena.p + from * kLanes, kKeys, &scale);
+    gemm<Into::kWrite, false>(panel.count, to - from, p.value_dim, arena.dout, arena.value_stride,
+                              arena.values_transposed + from * kLanes, kKeys, arena.ds + from * kLanes, kKeys, &one);
+    for (int64_t r = 0; r < panel.count; ++r) {
+      const int64_t row = panel.first + r;
+      RowFacts facts = row_facts(p, s, kv_head, row);
+      facts.begin = static_cast<int32_t>(most(facts.begin, range.begin));
+      facts.end = static_cast<int32_t>(least(facts.end, range.end));
+      const bool masked = facts.begin > key + from * kLanes || facts.end < key + to * kLanes;
+      const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
+      const float share = score_row(p, plain, facts, key, from, to, masked, params.top[at], params.inv[at],
+                                    params.delta[at], arena.p + r * kKeys, arena.ds + r * kKeys);
+      if (p.sinks != nullptr)
+        sink_parts[row % group] += double{share} * double{sink_probability(kv_head * group + row % group, at)};
+    }
+  }
+
+  // dk and dv of one block of keys, and its share of dq.
+  void block(const Sequence& s, int64_t kv_head, int64_t number, double* sink_parts) const {
+    const int64_t rows = s.queries * group, panels = panels_before[s.b + 1] - panels_before[s.b];
+    const int64_t key = number * kKeys, keys = least(kKeys, s.keys - key);
+    const Arena arena(p);
+    for (int64_t i = 0; i < kKeys * arena.stride; ++i) arena.keys[i] = arena.dk[i] = 0.0f;
+    for (int64_t i = 0; i < kKeys * arena.value_stride; ++i) arena.dv[i] = 0.0f;
+
+    // A key that no query sees is not read.
+    KeyRange range{0, 0};
+    if (s.queries > 0) range = s.visible(0, s.queries - 1);
+    range = {most(range.begin, key), least(range.end, key + keys)};
+    if (range.begin < range.end) {
+      const FoldedRows q = folded(p.q, s, s.first_query, kv_head * group, group);
+      const FoldedRows dout = folded(params.dout, s, s.first_query, kv_head * group, group);
+      load_block(s, kv_head, key, range, arena);
+      for (int64_t i = 0; i < panels; ++i) {
+        const Panel panel(s, group, rows, i);
+        if (!panel.sees(number)) continue;
+        const int64_t from = (most(panel.seen.begin, range.begin) - key) / kLanes;
+        const int64_t to = (least(panel.seen.end, range.end) - key + kLanes - 1) / kLanes;
+        GK_SWITCH_DTYPE(p.dtype, T, {
+          load_rows<T>(q, panel.first, panel.count, p.dim, arena.queries, arena.stride);
+          load_rows<T>(dout, panel.first, panel.count, p.value_dim, arena.dout, arena.value_stride);
+        });
+        scores(s, kv_head, panel, key, range, arena, from, to, sink_parts);
+        const int64_t first = from * kLanes, count = (to - from) * kLanes;
+        gemm<Into::kAdd, true>(count, arena.value_stride / kLanes, panel.count, arena.p + first, kKeys, arena.dout,
+                               arena.value_stride, arena.dv + first * arena.value_stride, arena.value_stride);
+        gemm<Into::kAdd, true>(count, arena.stride / kLanes, panel.count, arena.ds + first, kKeys, arena.queries,
+                               arena.stride, arena.dk + first * arena.stride, arena.stride);
+        add_dq(s, kv_head, panel, panel_index(s, kv_head) + i, number, first, count, arena);
+      }
+    }
+    const FoldedRows dk = folded(dense_keys(p.dim), s, s.first_key, kv_head, 1);
+    const FoldedRows dv = folded(dense_keys(p.value_dim), s, s.first_key, kv_head, 1);
+    GK_SWITCH_DTYPE(p.dtype, T, {
+      store_rows<T>(arena.dk, arena.stride, nullptr, keys, p.dim, params.dk, dk, key);
+      store_rows<T>(arena.dv, arena.value_stride, nullptr, keys, p.value_dim, params.dv, dv, key);
+    });
+  }
+
+  // k as it is and transposed, v transposed; zeros where the block has no key that is seen.
+  void load_block(const Sequence& s, int64_t kv_head, int64_t key, KeyRange range, const Arena& arena) const {
+    const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
+    const int64_t count = range.end - range.begin;
+    GK_SWITCH_DTYPE(p.dtype, T, {
+      load_rows<T>(k, range.begin, count, p.dim, arena.keys + (range.begin - key) * arena.stride, arena.stride);
+      load_columns<T>(k, key, kKeys, range, p.dim, arena.keys_transposed, kKeys);
+      load_columns<T>(v, key, kKeys, range, p.value_dim, arena.values_transposed, kKeys);
+    });
+  }
+
+  void add_dq(const Sequence& s, int64_t kv_head, const Panel& panel, int64_t index, int64_t number, int64_t first,
+              int64_t count, const Arena& arena) const {
+    float* sum = dq_sum(arena, index);
+    const float* keys = arena.keys + first * arena.stride;
+    const float one = 1.0f;
+    while (__atomic_load_n(&turn[index], __ATOMIC_ACQUIRE) != number) yield();
+    if (number == panel.first_block())
+      gemm<Into::kWrite, false>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
+                                sum, arena.stride, &one);
+    else
+      gemm<Into::kAdd, false>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
+                              sum, arena.stride);
+    if (number == panel.last_block()) store_dq(s, kv_head, panel, sum, arena.stride);
+    __atomic_store_n(&turn[index], static_cast<int32_t>(number + 1), __ATOMIC_RELEASE);
+  }
+
+  // dsink from the shares of all blocks, `parts` (blocks, B * Hkv, G), and from dlse, in one order.
+  void sink(int64_t head, const double* parts, int64_t blocks) const {
+    double total = 0.0;
+    for (int64_t block = 0; block < blocks; ++block)
+      for (int64_t b = 0; b < p.batch; ++b)
+        total -= parts[((block * p.batch + b) * p.kv_heads + head / group) * group + head % group];
+    if (params.dlse != nullptr)
+      for (int64_t b = 0; b < p.batch; ++b) {
+        const Sequence s(p, b);
+        const int64_t at = lse_offset(p, s, head);
+        for (int64_t t = 0; t < s.queries; ++t)
+          total += double{sink_probability(head, at + t)} * double{params.dlse[at + t]};
+      }
+    params.dsinks[head] = static_cast<float>(total);
+  }
+};
+
+}  // namespace
+
+void flash_attention_bwd(const FlashAttentionBwdParams& params) {
+  const FlashAttentionProblem& p = params.problem;
+  const int64_t group = p.heads / p.kv_heads;
+  int64_t* panels_before = scratch<int64_t>(1, p.batch + 1);
+  int64_t most_blocks = 0, most_panels = 0, cost = 0;
+  panels_before[0] = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s(p, b);
+    const int64_t panels = (s.queries * group + kPanel - 1) / kPanel;
+    panels_before[b + 1] = panels_before[b] + panels;
+    most_panels = most(most_panels, panels);
+    most_blocks = most(most_blocks, (s.keys + kKeys - 1) / kKeys);
+    cost += s.queries * p.heads * s.keys;
+  }
+  const int64_t heads = p.batch * p.kv_heads;
+  int32_t* turn = scratch<int32_t>(2, panels_before[p.batch] * p.kv_heads);
+  const Launch launch{params, p, group, panels_before, turn};
+
+  parallel_range(heads * most_panels, kPanel * p.value_dim * 2, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Sequence s(p, i / most_panels / p.kv_heads);
+      if (i % most_panels < panels_before[s.b + 1] - panels_before[s.b])
+        launch.prepare(s, i / most_panels % p.kv_heads, i % most_panels);
+    }
+  });
+  // Blocks in ascending order, every head's first block before any second one: see the top.
+  const int64_t tasks = heads * most_blocks;
+  double* sink_parts = scratch<double>(3, tasks * group);
+  parallel_tasks(tasks, cost * (p.dim + p.value_dim) / (4 * most(tasks, 1)) + 1, [&](int64_t i) {
+    const Sequence s(p, i % heads / p.kv_heads);
+    for (int64_t h = 0; h < group; ++h) sink_parts[i * group + h] = 0.0;
+    if (i / heads * kKeys < s.keys) launch.block(s, i % heads % p.kv_heads, i / heads, sink_parts + i * group);
+  });
+  if (params.dsinks != nullptr)
+    for (int64_t head = 0; head < p.heads; ++head) launch.sink(head, sink_parts, most_blocks);
+}
+
+}  // namespace GK_CPU_LEVEL
+}  // namespace grokkernels::cpu
+
+GK_CPU_LAUNCHER(flash_attention_bwd, FlashAttentionBwdParams);

@@ -1,0 +1,331 @@
+// flash_attention, forward, on the CPU: o = softmax(scores) v in tiles, O(T) memory.
+// Dao et al., "FlashAttention" (2022), with the running maximum and sum of Milakov and Gimelshein (2018).
+//
+// A task owns up to kRows query rows of one (sequence, kv head) and walks over blocks of keys. It transposes its
+// queries once; scores are then formed key by key with the lanes along the rows, so keys and values are only widened,
+// never transposed, and the softmax's maxima and sums need no reduction across lanes. Within a block of keys, panels of
+// rows small enough for the first-level cache go through scores, softmax and p v in turn. A panel computes the keys it
+// sees and no others, and looks at masks only where some of its rows see a key that others do not.
+//
+// Few rows and many keys (decoding): the keys are cut into chunks that are tasks of their own, and whoever finishes the
+// last one merges all, in order. The cut depends on the sequence's own sizes alone, never on the batch or the threads,
+// so neither do the results.
+#include "cpu/flash_attention_tiles.h"
+#include "cpu/gemm_tile.h"
+#include "cpu/launch.h"
+#include "cpu/parallel.h"
+#include "cpu/simd.h"
+#include "cpu/simd_math.h"
+#include "flash_attention.h"
+
+namespace grokkernels::cpu {
+inline namespace GK_CPU_LEVEL {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+constexpr int64_t kRows = 192;                     // query rows of a task: k and v are widened once for all of them
+constexpr int64_t kKeys = 96;                      // keys of a block
+constexpr int64_t kPanel = kTileVectors * kLanes;  // rows whose scores (kKeys, kPanel) stay in the first-level cache
+constexpr int64_t kMinChunk = 10 * kKeys;          // keys of a chunk where few rows meet many keys, at least
+constexpr int64_t kChunkPerRow = 16;               // ... and per row: partial results stay below 1/16 of v
+static_assert(kRows % kPanel == 0 && kKeys % kTileRows == 0 && kLanes % kTileRows == 0);
+
+// One unit of work: rows [tile * kRows, ...) of (sequence, kv head) against keys [chunk * chunk_keys, ...).
+struct Task {
+  int32_t sequence, kv_head, tile, chunk;
+};
+
+// How the rows and keys of one sequence are cut; the same for all its kv heads.
+struct Cut {
+  int64_t rows, tiles, chunks, chunk_keys;
+
+  Cut(const FlashAttentionProblem& p, const Sequence& s) {
+    rows = s.queries * (p.heads / p.kv_heads);
+    tiles = (rows + kRows - 1) / kRows;
+    chunk_keys = most(s.keys, 1);
+    if (tiles == 1) chunk_keys = least(chunk_keys, round_up(most(kMinChunk, kChunkPerRow * rows), kKeys));
+    chunks = most((s.keys + chunk_keys - 1) / chunk_keys, 1);
+  }
+};
+
+// The running softmax of a task's rows.
+struct State {
+  float* o;    // (kRows, value_stride), not yet divided by sum
+  float* top;  // (kRows) largest score so far
+  float* sum;  // (kRows) of exp(score - top)
+};
+
+// A task's scratch.
+struct Arena {
+  int64_t value_stride;
+  float *queries, *keys, *values, *scores, *rescale, *temperature, *slope;
+  int32_t *begin, *end, *position;
+  State state;
+
+  explicit Arena(const FlashAttentionProblem& p) : value_stride(round_up(p.value_dim, kLanes)) {
+    const int64_t sizes[] = {p.dim * kRows,                 // q transposed
+                             (kKeys + kTileRows) * p.dim,   // k
+                             kKeys * value_stride,          // v
+                             (kKeys + kTileRows) * kPanel,  // scores, then p, transposed
+                             kRows * value_stride,          // o
+                             8 * kRows};
+    int64_t total = 0;
+    for (int64_t size : sizes) total += round_up(size, 16);
+    float* next = scratch<float>(0, total);
+    auto take = [&](int64_t size) {
+      float* mine = next;
+      next += round_up(size, 16);
+      return mine;
+    };
+    queries = take(sizes[0]);
+    keys = take(sizes[1]);
+    values = take(sizes[2]);
+    scores = take(sizes[3]);
+    state.o = take(sizes[4]);
+    state.top = take(kRows);
+    state.sum = take(kRows);
+    rescale = take(kRows);
+    temperature = take(kRows);
+    slope = take(kRows);
+    begin = reinterpret_cast<int32_t*>(take(kRows));
+    end = reinterpret_cast<int32_t*>(take(kRows));
+    position = reinterpret_cast<int32_t*>(take(kRows));
+  }
+};
+
+// Softcap, temperature, ALiBi and masks on scores (keys, kPanel) of `vectors` vectors of rows; key is the first one's
+// position.
+[[gnu::noinline]] void adjust(const FlashAttentionProblem& p, const Arena& arena, int64_t row, int64_t vectors,
+                              int64_t key, int64_t count, float* scores, bool masked) {
+  const bool plain = plain_scores(p);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t r = row + v * kLanes;
+    const vi begin = load(arena.begin + r), end = load(arena.end + r), position = load(arena.position + r);
+    const vf temperature = load(arena.temperature + r), slope = load(arena.slope + r);
+    for (int64_t n = 0; n < count; ++n) {
+      const vi j = set1(static_cast<int32_t>(key + n));
+      float* at = scores + n * kPanel + v * kLanes;
+      vf s = load(at);
+      if (!plain) {
+        if (p.softcap > 0.0f) s = p.softcap * tanh(s);
+        s = fnma(slope, abs(to_float(position - j)), s * temperature);
+      }
+      if (masked) s = select((j >= begin) & (j < end), s, set1(-kInfinity));
+      store(at, s);
+    }
+  }
+}
+
+// scores -> exp(score - top), with top, sum and the factor that o must be multiplied by brought up to date.
+[[gnu::noinline]] void softmax(const Arena& arena, int64_t row, int64_t vectors, int64_t count, float* scores) {
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t r = row + v * kLanes;
+    float* at = scores + v * kLanes;
+    const vf before = load(arena.state.top + r);
+    vf top = before, other = before;
+    int64_t n = 0;
+    for (; n + 2 <= count; n += 2) {
+      top = max(load(at + n * kPanel), top);
+      other = max(load(at + (n + 1) * kPanel), other);
+    }
+    if (n < count) top = max(load(at + n * kPanel), top);
+    top = max(other, top);
+    const vf reference = select(top == -kInfinity, vf{}, top);  // no key yet: exp(-infinity - 0) = 0, and never NaN
+    const vf rescale = exp_nonpositive(before - reference);
+    vf sum[2] = {vf{}, vf{}};
+    for (n = 0; n + 2 <= count; n += 2)
+      for (int u = 0; u < 2; ++u) {
+        const vf e = exp_nonpositive(load(at + (n + u) * kPanel) - reference);
+        store(at + (n + u) * kPanel, e);
+        sum[u] = sum[u] + e;
+      }
+    if (n < count) {
+      const vf e = exp_nonpositive(load(at + n * kPanel) - reference);
+      store(at + n * kPanel, e);
+      sum[0] = sum[0] + e;
+    }
+    store(arena.state.top + r, top);
+    store(arena.state.sum + r, fma(load(arena.state.sum + r), rescale, sum[0] + sum[1]));
+    store(arena.rescale + r, rescale);
+  }
+}
+
+// The state of `count` rows over the keys in `range` that they see.
+void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t first_row, int64_t count,
+            KeyRange range, bool with_sink, const Arena& arena) {
+  const int64_t group = p.heads / p.kv_heads, padded = round_up(count, kLanes);
+  const FoldedRows q = folded(p.q, s, s.first_query, kv_head * group, group);
+  const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
+  for (int64_t r = 0; r < padded; ++r) {
+    const int64_t row = first_row + least(r, count - 1);
+    const RowFacts facts = row_facts(p, s, kv_head, row);
+    arena.begin[r] = facts.begin;
+    arena.end[r] = facts.end;
+    arena.position[r] = facts.position;
+    arena.temperature[r] = facts.temperature;
+    arena.slope[r] = facts.slope;
+    const float sink = with_sink && p.sinks != nullptr ? p.sinks[kv_head * group + row % group] : -kInfinity;
+    arena.state.top[r] = sink;
+    arena.state.sum[r] = sink == -kInfinity ? 0.0f : 1.0f;
+  }
+  for (int64_t i = 0; i < padded * arena.value_stride; ++i) arena.state.o[i] = 0.0f;
+
+  const KeyRange seen = s.visible(first_row / group, (first_row + count - 1) / group);
+  range = {most(range.begin, seen.begin), least(range.end, seen.end)};
+  if (range.begin >= range.end) return;
+  const float scale = score_scale(p);
+  const bool plain = plain_scores(p);
+  GK_SWITCH_DTYPE(p.dtype, T,
+                  load_columns<T>(q, first_row, padded, {first_row, first_row + count}, p.dim, arena.queries, kRows));
+  for (int64_t block = range.begin; block < range.end; block += kKeys) {
+    const int64_t block_end = least(block + kKeys, range.end);
+    GK_SWITCH_DTYPE(p.dtype, T, {
+      load_rows<T>(k, block, block_end - block, p.dim, arena.keys, p.dim);
+      load_rows<T>(v, block, block_end - block, p.value_dim, arena.values, arena.value_stride);
+    });
+    for (int64_t row = 0; row < count; row += kPanel) {
+      const int64_t rows = least(kPanel, padded - row), vectors = rows / kLanes;
+      // Of the panel's rows the first sees the least far and the last the farthest.
+      const int64_t begin = most(block, arena.begin[row]), end = least(block_end, arena.end[row + rows - 1]);
+      if (begin >= end) continue;
+      const bool masked = begin < arena.begin[row + rows - 1] || end > arena.end[row];
+      const int64_t keys = end - begin;
+      gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim, arena.queries + row,
+                                kRows, arena.scores, kPanel, &scale);
+      if (masked || !plain) adjust(p, arena, row, vectors, begin, keys, arena.scores, masked);
+      softmax(arena, row, vectors, keys, arena.scores);
+      gemm<Into::kRescale, true>(rows, arena.value_stride / kLanes, keys, arena.scores, kPanel,
+                                 arena.values + (begin - block) * arena.value_stride, arena.value_stride,
+                                 arena.state.o + row * arena.value_stride, arena.value_stride, arena.rescale + row);
+    }
+  }
+}
+
+// o = state.o / sum and lse = top + log(sum); for a row without a key 0 and -infinity. Sums of 0 become 1.
+void finish(const FlashAttentionFwdParams& params, const Sequence& s, int64_t kv_head, int64_t first_row, int64_t count,
+            const State& state, int64_t value_stride) {
+  const FlashAttentionProblem& p = params.problem;
+  const int64_t group = p.heads / p.kv_heads;
+  for (int64_t r = 0; r < count; r += kLanes) {
+    const int n = static_cast<int>(least(count - r, kLanes));
+    const vf sum = load_n(state.sum + r, n), top = load_n(state.top + r, n);
+    const vmask dead = sum == 0.0f;
+    store_n(state.sum + r, select(dead, set1(1.0f), sum), n);
+    float lse[kLanes], inv[kLanes];
+    store(lse, select(dead, set1(-kInfinity), top + log(sum)));
+    store(inv, select(dead, vf{}, 1.0f / sum));
+    for (int i = 0; i < n; ++i) {
+      const int64_t row = first_row + r + i;
+      const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
+      params.lse[at] = lse[i];
+      params.top[at] = inv[i] == 0.0f ? 0.0f : state.top[r + i];
+      params.inv[at] = inv[i];
+    }
+  }
+  const AttentionTensor o{nullptr, p.cu_seqlens_q == nullptr ? p.queries * p.heads * p.value_dim : 0,
+                          p.heads * p.value_dim, p.value_dim};
+  const FoldedRows rows = folded(o, s, s.first_query, kv_head * group, group);
+  GK_SWITCH_DTYPE(p.dtype, T,
+                  store_rows<T>(state.o, value_stride, state.sum, count, p.value_dim, params.o, rows, first_row));
+}
+
+// The states of all chunks into the first one's, in order.
+void merge(const State& into, const State& from, int64_t rows, int64_t value_stride) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const float top = into.top[r] > from.top[r] ? into.top[r] : from.top[r];
+    if (top == -kInfinity) continue;
+    float factors[kLanes] = {};
+    factors[0] = into.top[r] - top;
+    factors[1] = from.top[r] - top;
+    store(factors, exp_nonpositive(load(factors)));
+    into.top[r] = top;
+    into.sum[r] = into.sum[r] * factors[0] + from.sum[r] * factors[1];
+    float* x = into.o + r * value_stride;
+    const float* y = from.o + r * value_stride;
+    for (int64_t c = 0; c < value_stride; c += kLanes)
+      store(x + c, fma(set1(factors[1]), load(y + c), set1(factors[0]) * load(x + c)));
+  }
+}
+
+}  // namespace
+
+void flash_attention_fwd(const FlashAttentionFwdParams& params) {
+  const FlashAttentionProblem& p = params.problem;
+  const int64_t value_stride = round_up(p.value_dim, kLanes);
+
+  // Tasks by falling cost, in powers of two of the keys seen; where chunks are to be merged, room for their states.
+  int64_t per_level[64] = {}, partial_rows = 0, total = 0;
+  auto level_of = [](int64_t keys) { return 63 - __builtin_clzll(static_cast<uint64_t>(most(keys, 1))); };
+  auto cost_level = [&](const Sequence& s, const Cut& cut, int64_t tile) {
+    const int64_t group = p.heads / p.kv_heads;
+    const KeyRange seen = s.visible(tile * kRows / group, (least((tile + 1) * kRows, cut.rows) - 1) / group);
+    return level_of(least(seen.end - seen.begin, cut.chunk_keys));
+  };
+  int64_t cost = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s(p, b);
+    const Cut cut(p, s);
+    for (int64_t tile = 0; tile < cut.tiles; ++tile) per_level[cost_level(s, cut, tile)] += cut.chunks * p.kv_heads;
+    total += cut.tiles * cut.chunks * p.kv_heads;
+    if (cut.chunks > 1 && cut.tiles > 0) partial_rows += cut.chunks * p.kv_heads * cut.rows;
+    cost += cut.rows * p.kv_heads * s.keys;
+  }
+  if (total == 0) return;
+  Task* tasks = scratch<Task>(1, total);
+  float* partials = scratch<float>(2, partial_rows * (value_stride + 2));
+  int32_t* unfinished = scratch<int32_t>(3, p.batch * p.kv_heads);  // chunks of each (sequence, kv head)
+  int64_t* partial_first = scratch<int64_t>(4, p.batch);            // rows of partials before each sequence's
+  int64_t next[64];
+  for (int64_t level = 63, at = 0; level >= 0; --level) {
+    next[level] = at;
+    at += per_level[level];
+  }
+  partial_rows = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s(p, b);
+    const Cut cut(p, s);
+    partial_first[b] = partial_rows;
+    if (cut.chunks > 1 && cut.tiles > 0) partial_rows += cut.chunks * p.kv_heads * cut.rows;
+    for (int64_t head = 0; head < p.kv_heads; ++head) {
+      unfinished[b * p.kv_heads + head] = static_cast<int32_t>(cut.chunks);
+      for (int64_t tile = cut.tiles - 1; tile >= 0; --tile)
+        for (int64_t chunk = 0; chunk < cut.chunks; ++chunk)
+          tasks[next[cost_level(s, cut, tile)]++] = {static_cast<int32_t>(b), static_cast<int32_t>(head),
+                                                     static_cast<int32_t>(tile), static_cast<int32_t>(chunk)};
+    }
+  }
+
+  parallel_tasks(total, cost * (p.dim + p.value_dim) / (8 * total) + 1, [&](int64_t index) {
+    const Task task = tasks[index];
+    const Sequence s(p, task.sequence);
+    const Cut cut(p, s);
+    const int64_t first_row = task.tile * kRows, count = least(kRows, cut.rows - first_row);
+    const KeyRange range{task.chunk * cut.chunk_keys, least((task.chunk + 1) * cut.chunk_keys, s.keys)};
+    const Arena arena(p);
+    attend(p, s, task.kv_head, first_row, count, range, task.chunk == 0, arena);
+    if (cut.chunks == 1) {
+      finish(params, s, task.kv_head, first_row, count, arena.state, value_stride);
+      return;
+    }
+    auto partial = [&](int64_t chunk) {
+      const int64_t before = partial_first[task.sequence] + (task.kv_head * cut.chunks + chunk) * cut.rows;
+      float* mine = partials + before * (value_stride + 2);
+      return State{mine, mine + cut.rows * value_stride, mine + cut.rows * (value_stride + 1)};
+    };
+    const State mine = partial(task.chunk);
+    for (int64_t i = 0; i < count * value_stride; ++i) mine.o[i] = arena.state.o[i];
+    for (int64_t r = 0; r < count; ++r) {
+      mine.top[r] = arena.state.top[r];
+      mine.sum[r] = arena.state.sum[r];
+    }
+    if (__atomic_sub_fetch(&unfinished[task.sequence * p.kv_heads + task.kv_head], 1, __ATOMIC_ACQ_REL) != 0) return;
+    const State all = partial(0);
+    for (int64_t chunk = 1; chunk < cut.chunks; ++chunk) merge(all, partial(chunk), count, value_stride);
+    finish(params, s, task.kv_head, first_row, count, all, value_stride);
+  });
+}
+
+}  // namespace GK_CPU_LEVEL
+}  // namespace grokkernels::cpu
+
+GK_CPU_LAUNCHER(flash_attention_fwd, FlashAttentionFwdParams);

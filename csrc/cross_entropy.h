@@ -1,0 +1,59 @@
+// cross_entropy: the loss of a language model's logits (N, V) against targets (N).
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtypes.h"
+
+namespace grokkernels {
+
+enum class Reduction : int { none, sum, mean };
+
+// What linear_cross_entropy shares with cross_entropy.
+//   z = logit_scale * logit, or softcap * tanh(logit_scale * logit / softcap) where softcap > 0
+//   loss = logsumexp(z) - (1 - label_smoothing) * z[target] - label_smoothing * mean(z) + z_loss * logsumexp(z)^2
+struct LossOptions {
+  double softcap, logit_scale, z_loss, label_smoothing;
+  int64_t ignore_index;  // rows with this target give no loss and no gradient, and are not read
+  Reduction reduction;   // mean divides by the number of rows that are not ignored, or by 1 where all are
+};
+
+// N integers, each in [0, V) or ignore_index.
+struct Targets {
+  const void* data;
+  int64_t stride;
+  bool wide;  // int64, else int32
+
+  GK_ALWAYS_INLINE int64_t operator[](int64_t row) const {
+    return wide ? static_cast<const int64_t*>(data)[row * stride] : static_cast<const int32_t*>(data)[row * stride];
+  }
+};
+
+struct CrossEntropyFwdParams {
+  DType dtype;
+  int64_t rows, cols;  // N, V
+  const void* logits;  // (N, V), rows logits_stride elements apart
+  int64_t logits_stride;
+  Targets targets;
+  LossOptions options;
+  float* loss;  // (N) for Reduction::none, else one number
+  double* lse;  // (N) logsumexp(z); 0 for ignored rows
+};
+
+struct CrossEntropyBwdParams {
+  DType dtype;
+  int64_t rows, cols;
+  const void* logits;
+  int64_t logits_stride;
+  Targets targets;
+  LossOptions options;
+  const float* dloss;  // like loss, dloss_stride elements apart
+  int64_t dloss_stride;
+  const double* lse;
+  void* dlogits;  // (N, V), dense
+};
+
+void cross_entropy_fwd_cpu(const CrossEntropyFwdParams& params);
+void cross_entropy_bwd_cpu(const CrossEntropyBwdParams& params);
+
+}  // namespace grokkernels

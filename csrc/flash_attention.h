@@ -1,0 +1,72 @@
+// flash_attention: o = softmax(scores) v per sequence and head, with its logsumexp; scores as in
+// grokkernels/reference/flash_attention.py. One launcher serves batches of equal sequences and packed ones.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtypes.h"
+
+namespace grokkernels {
+
+// A tensor (B, T, H, D) or, packed, (total, H, D): strides in elements, last dim dense.
+struct AttentionTensor {
+  const void* data;
+  int64_t batch_stride;  // 0 when packed
+  int64_t row_stride;
+  int64_t head_stride;
+};
+
+struct FlashAttentionProblem {
+  DType dtype;              // of q, k, v, o and their gradients
+  int64_t batch;            // B sequences
+  int64_t queries, keys;    // T, S of each sequence; when packed total_q, total_k
+  int64_t heads, kv_heads;  // H, Hkv
+  int64_t dim, value_dim;   // D, Dv
+  AttentionTensor q, k, v;
+  const int32_t* cu_seqlens_q;  // (B + 1), or null: a batch of equal sequences
+  const int32_t* cu_seqlens_k;  // (B + 1), or null
+  const int64_t* q_start;       // (B) position of the first query, or null: S - T
+  const float* sinks;           // (H), or null
+  const float* alibi_slopes;    // (B or 1, H), or null
+  int64_t alibi_batch_stride;   // 0 or H
+  float scale;
+  float softcap;            // 0: none
+  int64_t left, right;      // keys seen on either side of the query's position, -1: all
+  int64_t temperature_len;  // 0: none
+};
+
+struct FlashAttentionFwdParams {
+  FlashAttentionProblem problem;
+  void* o;     // (B, T, H, Dv) or (total_q, H, Dv), dense
+  float* lse;  // (B, H, T) or (H, total_q), dense
+  float* top;  // as lse: largest score of the row, and
+  float* inv;  // 1 / sum of exp(score - top); 0 for a row without a key
+};
+
+struct FlashAttentionBwdParams {
+  FlashAttentionProblem problem;
+  AttentionTensor o, dout;  // (B, T, H, Dv) or (total_q, H, Dv)
+  const float* top;         // (B, H, T) or (H, total_q), dense, as is inv: see above. exp(score - top) * inv has
+  const float* inv;         // a smaller error than exp(score - lse)
+  const float* dlse;        // as top, or null
+  void* dq;                 // dense, as are dk and dv
+  void* dk;
+  void* dv;
+  float* dsinks;     // (H), or null when sinks is
+  float* delta;      // as top: rowsum(dout * o) - dlse
+  float* workspace;  // flash_attention_bwd_workspace floats
+};
+
+// Query rows of the backward pass's panels, the query heads of a group counted as rows of their own.
+inline constexpr int64_t kFlashAttentionPanel = 64;
+
+// Floats that the backward pass needs to add up dq: the rows of every (sequence, kv head), padded to panels.
+inline int64_t flash_attention_bwd_workspace(const FlashAttentionProblem& p) {
+  const int64_t rows = p.cu_seqlens_q == nullptr ? p.batch * p.queries : p.queries;
+  return (rows * p.heads + p.batch * p.kv_heads * kFlashAttentionPanel) * ((p.dim + 15) / 16 * 16);
+}
+
+void flash_attention_fwd_cpu(const FlashAttentionFwdParams& params);
+void flash_attention_bwd_cpu(const FlashAttentionBwdParams& params);
+
+}  // namespace grokkernels

@@ -1,0 +1,49 @@
+// moe_gate: the experts that each token goes to, their weights, and the two losses that keep the gate in shape.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtypes.h"
+
+namespace grokkernels {
+
+// What forward and backward share: how logits become scores, and scores weights.
+struct MoeGateOptions {
+  DType dtype;                     // of logits
+  int64_t tokens, experts, top_k;  // N, E, K
+  const void* logits;              // (N, E), rows logits_stride elements apart
+  int64_t logits_stride;
+  float softcap;  // 0: none
+  float jitter;   // 0: none
+  uint64_t seed;  // of the jitter
+  float routed_scale;
+  bool sigmoid;     // scores are sigmoid(z), not softmax(z)
+  bool topk_first;  // the weights are a softmax over the chosen logits
+  bool renormalize;
+};
+
+struct MoeGateFwdParams {
+  MoeGateOptions gate;
+  const float* bias;                // (E), added to choose, or null
+  int64_t num_groups, topk_groups;  // groups of E / num_groups neighbours; the choice is among topk_groups of them
+  float* weights;                   // (N, K)
+  int32_t* indices;                 // (N, K), -1: nowhere
+  int32_t* counts;                  // (E)
+  float* load_balance_loss;         // ()
+  float* z_loss;                    // ()
+};
+
+struct MoeGateBwdParams {
+  MoeGateOptions gate;
+  const float* dweights;            // (N, K) or null
+  const float* dload_balance_loss;  // () or null
+  const float* dz_loss;             // () or null
+  const int32_t* indices;           // (N, K)
+  const int32_t* counts;            // (E)
+  void* dlogits;                    // (N, E)
+};
+
+void moe_gate_fwd_cpu(const MoeGateFwdParams& params);
+void moe_gate_bwd_cpu(const MoeGateBwdParams& params);
+
+}  // namespace grokkernels

@@ -1,0 +1,1 @@
+"""Training and text generation on top of the library: what `grokkernels train` and `grokkernels generate` run."""

@@ -1,0 +1,69 @@
+"""One training step of the same model on the same batch, on several backends: the numbers and the time of each."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .config import Settings
+from .data import Tokens
+from .model import make_optimizer, on_backend, weights
+
+if TYPE_CHECKING:
+    from ..models.grok import Grok
+
+# How far two correct backends may be apart, relative: sums of some 10^5 float32 roundings of 6e-8 in other orders,
+# and a bfloat16 rounding of 4e-3 in places.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One backend's first step from the same weights; `seconds` is the median of the steps after it."""
+
+    backend: str
+    loss: float
+    grad_norm: float
+    seconds: float
+
+
+def compare_step(
+    model: Grok, settings: Settings, tokens: Tokens, backends: Sequence[str], repeats: int = 5
+) -> list[StepResult]:
+    """Forward, backward and AdamW on each backend, from the same weights; `model` is left as it was.
+
+    The backends take turns, so that a change of the machine's speed meets all of them.
+    """
+    import torch
+
+    inputs, targets = map(torch.from_numpy, tokens.batch(settings.seed, 0, settings.batch, settings.context))
+    runs = {}
+    for backend in backends:
+        own = copy.deepcopy(model)
+        runs[backend] = own, make_optimizer(weights_that_learn(own), settings)
+    first: dict[str, tuple[float, float]] = {}
+    times: dict[str, list[float]] = {backend: [] for backend in backends}
+    for repeat in range(repeats + 1):
+        for backend, (own, optimizer) in runs.items():
+            with on_backend(backend):
+                began = time.perf_counter()
+                out = own.loss(inputs, targets)
+                aux = settings.load_balance * out.load_balance_loss + settings.z_loss * out.z_loss
+                (out.loss + aux).backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                seconds = time.perf_counter() - began
+            if repeat == 0:
+                first[backend] = out.loss.item(), float(optimizer.grad_norm)
+            else:
+                times[backend].append(seconds)
+    return [StepResult(b, *first[b], statistics.median(times[b])) for b in backends]
+
+
+def weights_that_learn(model: Grok) -> dict[str, object]:
+    """The parameters of `model` by name, without buffers."""
+    return {name: tensor for name, tensor in weights(model).items() if tensor.requires_grad}

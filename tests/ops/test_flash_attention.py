@@ -1,0 +1,172 @@
+"""flash_attention against its case table, on drawn shapes and options, with bad input, and what must repeat bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import grokkernels
+from grokkernels.testing import judge
+from grokkernels.testing.cases import flash_attention as cases
+from tests.suite import CaseTableTests
+
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "causal": st.just(True),
+        "softcap": st.sampled_from([3.0, 30.0]),
+        "window": st.tuples(st.integers(-1, 70), st.integers(-1, 70)),
+        "alibi": st.just(True),
+        "temperature_len": st.integers(2, 40),
+        "q_start": st.integers(-20, 150),
+    },
+)
+
+
+class TestCases(CaseTableTests):
+    table = cases.TABLE
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    batch=st.integers(1, 2),
+    queries=st.integers(10, 130),
+    keys=st.integers(10, 210),
+    kv_heads=st.integers(2, 3),
+    group=st.integers(1, 5),
+    dim=st.integers(8, 90),
+    value_dim=st.integers(8, 90),
+    options=OPTIONS,
+    dtype=st.sampled_from(cases.TABLE.dtypes),
+)
+def test_drawn(
+    batch: int,
+    queries: int,
+    keys: int,
+    kv_heads: int,
+    group: int,
+    dim: int,
+    value_dim: int,
+    options: dict,
+    dtype: torch.dtype,
+) -> None:
+    case = cases.case(batch, queries, keys, kv_heads * group, kv_heads, dim, value_dim=value_dim, **options)
+    verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+    assert verdict.passed, verdict
+
+
+def gradients(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """o and the gradients of q, k and v."""
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    o = grokkernels.flash_attention(*leaves, backend="cpu", **options)
+    return (o.detach(), *torch.autograd.grad(o, leaves, torch.ones_like(o).cumsum(0)))
+
+
+def drawn(batch: int, queries: int, keys: int, heads: int, kv_heads: int, dim: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(queries)
+    shapes = ((batch, queries, heads, dim), (batch, keys, kv_heads, dim), (batch, keys, kv_heads, dim))
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+@pytest.mark.parametrize("sizes", [(3, 210, 300, 4, 2, 64), (3, 1, 2100, 4, 2, 64)], ids=["prefill", "decode"])
+def test_sequences_do_not_see_each_other(sizes: tuple[int, ...]) -> None:
+    """Bitwise, forward and backward: alone or in a batch; packed or not; with one thread or two."""
+    q, k, v = drawn(*sizes)
+    whole = gradients(q, k, v, causal=True)
+    torch.set_num_threads(1)
+    assert all(torch.equal(one, two) for one, two in zip(whole, gradients(q, k, v, causal=True), strict=True))
+    torch.set_num_threads(2)
+    for b in range(sizes[0]):
+        alone = grokkernels.flash_attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], causal=True, backend="cpu")
+        assert torch.equal(alone[0], whole[0][b])
+    offsets = [torch.arange(sizes[0] + 1, dtype=torch.int32) * n for n in sizes[1:3]]
+    packed = [t.flatten(0, 1) for t in (q, k, v)]
+    o = grokkernels.flash_attention_varlen(*packed, *offsets, sizes[1], sizes[2], causal=True, backend="cpu")
+    assert torch.equal(o, whole[0].flatten(0, 1))
+
+
+def test_gradients_repeat() -> None:
+    """Threads add to dq in turns: the same bits on every run."""
+    q, k, v = drawn(1, 500, 500, 4, 2, 32)
+    first = gradients(q, k, v)
+    for _ in range(5):
+        assert all(torch.equal(one, two) for one, two in zip(first, gradients(q, k, v), strict=True))
+
+
+def test_slices_of_a_packed_projection_are_not_copied() -> None:
+    """q, k and v as slices of one (B, T, 3, H, D) tensor give what dense ones give; the gradient comes back to it."""
+    qkv = torch.randn(2, 40, 3, 4, 32, requires_grad=True)
+    q, k, v = qkv.unbind(2)
+    o = grokkernels.flash_attention(q, k, v, causal=True, backend="cpu")
+    dense = grokkernels.flash_attention(*(t.contiguous() for t in (q, k, v)), causal=True, backend="cpu")
+    assert torch.equal(o, dense)
+    (gradient,) = torch.autograd.grad(o.sum(), qkv)  # sum's gradient has stride 0
+    assert torch.equal(gradient, torch.autograd.grad(dense, qkv, torch.ones_like(dense))[0])
+
+
+def test_unused_lse_and_unused_output() -> None:
+    q, k, v = (t.requires_grad_() for t in drawn(1, 20, 30, 2, 2, 16))
+    o, lse = grokkernels.flash_attention(q, k, v, return_lse=True, backend="cpu")
+    dq, dk, dv = torch.autograd.grad(lse.sum(), (q, k, v), retain_graph=True)
+    wide = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    _, wide_lse = grokkernels.flash_attention(*wide, return_lse=True, backend="reference")
+    expected = torch.autograd.grad(wide_lse.sum(), wide[:2])
+    torch.testing.assert_close((dq, dk), tuple(t.float() for t in expected))
+    assert dv.count_nonzero() == 0
+    assert torch.autograd.grad(o.sum(), q)[0].isfinite().all()
+
+
+def test_keys_that_no_query_sees_are_not_read() -> None:
+    q, k, v = drawn(1, 10, 300, 2, 2, 16)
+    seen = slice(100 - 5, 110 + 5)
+    hidden = [torch.full_like(t, float("nan")) for t in (k, v)]
+    for poisoned, whole in zip(hidden, (k, v), strict=True):
+        poisoned[:, seen] = whole[:, seen]
+    options = {"window": (5, 5), "q_start": 100}
+    for one, two in zip(gradients(q, k, v, **options), gradients(q, *hidden, **options), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_memory_stays_linear() -> None:
+    """8192 x 8192 scores in float32 would take 256 MiB per head: the tensors allocated stay far below."""
+    q, k, v = drawn(1, 8192, 8192, 1, 1, 16)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        grokkernels.flash_attention(q, k, v, causal=True, backend="cpu")
+    allocated = sum(max(event.cpu_memory_usage, 0) for event in profile.events())
+    assert allocated < 4 * q.numel() * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"q": [1.0]}, "q must be a torch.Tensor, got list"),
+        ({"q": torch.ones(4, 2, 8)}, r"q must have shape \(B, T, H, D\), got \(4, 2, 8\)"),
+        ({"k": torch.ones(1, 5, 2, 8).bfloat16()}, "k must be one of float32"),
+        ({"k": torch.ones(1, 5, 2, 9)}, r"k must have shape \(B, S, Hkv, D\) = \(1, any, any, 8\)"),
+        ({"v": torch.ones(1, 4, 2, 8)}, r"v must have shape \(B, S, Hkv, Dv\) = \(1, 5, 2, any\)"),
+        ({"q": torch.ones(1, 4, 3, 8)}, "multiple of the heads of k, got H = 3 and Hkv = 2"),
+        ({"q": torch.ones(1, 4, 2, 257), "k": torch.ones(1, 5, 2, 257)}, "head dim from 1 to 256, got 257"),
+        ({"scale": float("nan")}, "scale must be a finite number or None, got nan"),
+        ({"softcap": -1.0}, "softcap must be a finite number >= 0, got -1.0"),
+        ({"window": 4}, r"window must be \(left, right\), -1 for no limit, got 4"),
+        ({"window": (-2, 0)}, r"window must hold two integers >= -1 \(-1: no limit\), got \(-2, 0\)"),
+        ({"temperature_len": 1}, r"temperature_len must be 0 \(none\) or at least 2, got 1"),
+        ({"sinks": torch.ones(3)}, r"sinks must have shape \(H,\) = \(2\)"),
+        ({"sinks": torch.ones(2).half()}, "sinks must be one of float32"),
+        ({"alibi_slopes": torch.ones(2, 2)}, r"alibi_slopes must have shape \(B, H\) = \(1, 2\)"),
+        ({"alibi_slopes": torch.ones(2, requires_grad=True)}, "alibi_slopes must not require a gradient"),
+        ({"q_start": 1.5}, "q_start must be None, an int or an integer tensor"),
+        ({"q_start": torch.ones(2, dtype=torch.int64)}, r"q_start must have shape \(B,\) = \(1\)"),
+        ({"dropout_p": 0.1}, "dropout_p must be 0: attention dropout is not implemented, got 0.1"),
+        ({"seed": 3}, "seed must be None"),
+        ({"backend": "cuda"}, "cannot run on backend 'cuda'"),
+    ],
+)
+def test_bad_input(arguments: dict, words: str) -> None:
+    good = {"q": torch.ones(1, 4, 2, 8), "k": torch.ones(1, 5, 2, 8), "v": torch.ones(1, 5, 2, 8)}
+    with pytest.raises((TypeError, ValueError), match=words):
+        grokkernels.flash_attention(**{**good, **arguments})
