@@ -3,11 +3,10 @@
 
 #include <cstdint>
 
+#include "common/activation.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
-
-enum class Activation : int { gelu_tanh, gelu, silu, relu };
 
 struct GatedActivationFwdParams {
   DType dtype;

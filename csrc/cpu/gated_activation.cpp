@@ -4,10 +4,10 @@
 // Tensors without gaps are one long row, cut into blocks, so that any shape spreads over the cores.
 #include "gated_activation.h"
 
+#include "cpu/activation.h"
 #include "cpu/launch.h"
 #include "cpu/loops.h"
 #include "cpu/parallel.h"
-#include "cpu/simd_math.h"
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
@@ -17,15 +17,6 @@ constexpr int64_t kBlock = 4096;  // elements, whole cache lines
 
 // Floats touched, and the arithmetic of an exponential in the same unit.
 constexpr int64_t kForwardCost = 6, kBackwardCost = 9;
-
-template <Activation kKind>
-GK_ALWAYS_INLINE ValueAndSlope activate(vf x) {
-  if constexpr (kKind == Activation::gelu_tanh) return gelu_tanh_and_slope(x);
-  if constexpr (kKind == Activation::gelu) return gelu_erf_and_slope(x);
-  if constexpr (kKind == Activation::silu) return silu_and_slope(x);
-  const vmask dead = x <= 0.0f;  // not for NaN, which stays
-  return {select(dead, zero(), x), select(dead, zero(), set1(1.0f))};
-}
 
 // body(row, begin, end) over blocks of columns of all rows.
 template <typename Body>
@@ -49,10 +40,11 @@ void forward(const GatedActivationFwdParams& p) {
     int64_t c = begin;
     for (; c + 2 * kLanes <= end; c += 2 * kLanes) {
       const VfPair g = load_pair(gate + c), u = load_pair(up + c);
-      put_pair<kStream>(y + c, activate<kKind>(g.first).value * u.first, activate<kKind>(g.second).value * u.second);
+      put_pair<kStream>(y + c, value_and_slope<kKind>(g.first).value * u.first,
+                        value_and_slope<kKind>(g.second).value * u.second);
     }
     for_vectors(c, end, [&](int64_t i, auto n) {
-      store_n(y + i, activate<kKind>(load_n(gate + i, n)).value * load_n(up + i, n), n);
+      store_n(y + i, value_and_slope<kKind>(load_n(gate + i, n)).value * load_n(up + i, n), n);
     });
   });
 }
@@ -68,13 +60,13 @@ void backward(const GatedActivationBwdParams& p) {
     int64_t c = begin;
     for (; c + 2 * kLanes <= end; c += 2 * kLanes) {
       const VfPair d = load_pair(dy + c), g = load_pair(gate + c), u = load_pair(up + c);
-      const ValueAndSlope first = activate<kKind>(g.first), second = activate<kKind>(g.second);
+      const ValueAndSlope first = value_and_slope<kKind>(g.first), second = value_and_slope<kKind>(g.second);
       put_pair<kStream>(dup + c, d.first * first.value, d.second * second.value);
       put_pair<kStream>(dgate + c, d.first * u.first * first.slope, d.second * u.second * second.slope);
     }
     for_vectors(c, end, [&](int64_t i, auto n) {
       const vf d = load_n(dy + i, n);
-      const ValueAndSlope act = activate<kKind>(load_n(gate + i, n));
+      const ValueAndSlope act = value_and_slope<kKind>(load_n(gate + i, n));
       store_n(dup + i, d * act.value, n);
       store_n(dgate + i, d * load_n(up + i, n) * act.slope, n);
     });
@@ -84,17 +76,7 @@ void backward(const GatedActivationBwdParams& p) {
 // Runs f.template operator()<T, kind>() for a runtime dtype and kind.
 template <typename F>
 void with_types(DType dtype, Activation kind, const F& f) {
-  GK_SWITCH_DTYPE(
-      dtype, T, switch (kind) {
-        case Activation::gelu_tanh:
-          return f.template operator()<T, Activation::gelu_tanh>();
-        case Activation::gelu:
-          return f.template operator()<T, Activation::gelu>();
-        case Activation::silu:
-          return f.template operator()<T, Activation::silu>();
-        case Activation::relu:
-          return f.template operator()<T, Activation::relu>();
-      });
+  GK_SWITCH_DTYPE(dtype, T, with_activation(kind, [&]<Activation kKind>() { f.template operator()<T, kKind>(); }));
 }
 
 }  // namespace
