@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from grokkernels.testing.verify import Result
 
 
 @click.command("verify", short_help="Check every kernel against float64 on this machine.")
@@ -16,6 +21,8 @@ def command(backend: str | None, op: str | None, quick: bool) -> None:
     the largest error over what that rule allows: 1 is the limit. Without --quick every CPU instruction-set level that
     this machine has is judged. The exit code is 1 if any case fails.
     """
+    from itertools import groupby
+
     from rich.console import Console
     from rich.progress import track
     from rich.table import Table
@@ -27,15 +34,22 @@ def command(backend: str | None, op: str | None, quick: bool) -> None:
     except ValueError as error:
         raise click.ClickException(str(error)) from None
     console = Console()
+    if not console.is_terminal:
+        console.width = 150  # a log has no edge
     progress = track(todo, description="judging", console=console, transient=True, disable=not console.is_terminal)
     results = [verify.run(*item, quick=quick) for item in progress]
 
-    table = Table("op", "backend", "dtype", "cases", "worst", "verdict", "worst case", box=None, pad_edge=False)
-    for r in results:
-        where = r.backend if r.level is None else f"{r.backend} {r.level}"
-        verdict = "[green]ok[/]" if r.passed else f"[red]{len(r.failures)} failed[/]"
-        table.add_row(r.op, where, r.dtype, str(r.cases), f"{r.worst:.2f}", verdict, r.worst_case)
-    console.print(table)
+    table = Table("op", "backend", "dtype", "cases", "worst", "verdict", box=None, pad_edge=False)
+    table.add_column("where it is worst", overflow="ellipsis", no_wrap=True)
+    for _, group in groupby(sorted(results, key=_line), key=_line):
+        same = list(group)
+        worst = max(same, key=lambda r: r.worst)
+        failed = sum(len(r.failures) for r in same)
+        verdict = f"[red]{failed} failed[/]" if failed else "[green]ok[/]"
+        where = worst.worst_case if worst.level is None else f"{worst.level}: {worst.worst_case}"
+        cases = str(sum(r.cases for r in same))
+        table.add_row(worst.op, worst.backend, worst.dtype, cases, f"{worst.worst:.2f}", verdict, where)
+    console.print(table, no_wrap=True)
     failures = [f"{r.op} ({r.backend} {r.level or ''} {r.dtype}) {words}" for r in results for words in r.failures]
     for words in failures:
         console.print(f"[red]FAILED[/] {words}", soft_wrap=True)
@@ -44,3 +58,8 @@ def command(backend: str | None, op: str | None, quick: bool) -> None:
         f"{cases} cases, {len(failures)} failed; worst ratio {max((r.worst for r in results), default=0):.2f}"
     )
     raise SystemExit(1 if failures or not cases else 0)
+
+
+def _line(result: Result) -> tuple[str, str, str]:
+    """What the results of several CPU levels share: one line of the table."""
+    return result.op, result.backend, result.dtype
