@@ -12,4 +12,4 @@ CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanit
 # Python itself is not built with the sanitizer: its runtime is loaded first, and leaks of the interpreter are not ours.
 runtime=$(${CXX:-c++} -print-file-name=libasan.so)
 LD_PRELOAD="$runtime $(${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-  "$PYTHON" -m pytest tests/ops -p no:cacheprovider -k "float64_rule or layouts or bad_input"
+  "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "float64_rule or layouts or bad_input"

@@ -39,8 +39,10 @@ def command(backend: str | None, op: str | None, quick: bool) -> None:
     progress = track(todo, description="judging", console=console, transient=True, disable=not console.is_terminal)
     results = [verify.run(*item, quick=quick) for item in progress]
 
-    table = Table("op", "backend", "dtype", "cases", "worst", "verdict", box=None, pad_edge=False)
-    table.add_column("where it is worst", overflow="ellipsis", no_wrap=True)
+    table = Table(box=None, pad_edge=False, expand=True)
+    for name in ("op", "backend", "dtype", "cases", "worst", "verdict"):
+        table.add_column(name, no_wrap=True, min_width=len(name))
+    table.add_column("where it is worst", no_wrap=True, ratio=1)
     for _, group in groupby(sorted(results, key=_line), key=_line):
         same = list(group)
         worst = max(same, key=lambda r: r.worst)
@@ -49,7 +51,7 @@ def command(backend: str | None, op: str | None, quick: bool) -> None:
         where = worst.worst_case if worst.level is None else f"{worst.level}: {worst.worst_case}"
         cases = str(sum(r.cases for r in same))
         table.add_row(worst.op, worst.backend, worst.dtype, cases, f"{worst.worst:.2f}", verdict, where)
-    console.print(table, no_wrap=True)
+    console.print(table)
     failures = [f"{r.op} ({r.backend} {r.level or ''} {r.dtype}) {words}" for r in results for words in r.failures]
     for words in failures:
         console.print(f"[red]FAILED[/] {words}", soft_wrap=True)
