@@ -5,10 +5,10 @@
 #pragma once
 
 #include <cstdint>
-#include <utility>
 
 #include "cpu/launch.h"
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 #include "flash_attention.h"
 
 namespace grokkernels::cpu {
@@ -96,28 +96,6 @@ void load_rows(const FoldedRows& rows, int64_t first, int64_t count, int64_t col
   }
 }
 
-namespace detail {
-template <int kBit, int... I>
-GK_ALWAYS_INLINE void exchange(vf& a, vf& b, std::integer_sequence<int, I...>) {
-  const vf low = __builtin_shufflevector(a, b, ((I & kBit) ? kLanes + I - kBit : I)...);
-  b = __builtin_shufflevector(a, b, ((I & kBit) ? kLanes + I : I + kBit)...);
-  a = low;
-}
-template <int kBit>
-GK_ALWAYS_INLINE void exchange_rows(vf (&x)[kLanes]) {
-#pragma GCC unroll 16
-  for (int r = 0; r < kLanes; ++r)
-    if ((r & kBit) == 0) exchange<kBit>(x[r], x[r + kBit], std::make_integer_sequence<int, kLanes>());
-}
-// x[r] lane c becomes x[c] lane r: the row's and the lane's index change places bit by bit (Eklundh, 1972).
-GK_ALWAYS_INLINE void transpose(vf (&x)[kLanes]) {
-  exchange_rows<1>(x);
-  exchange_rows<2>(x);
-  if constexpr (kLanes > 4) exchange_rows<4 % kLanes>(x);
-  if constexpr (kLanes > 8) exchange_rows<8 % kLanes>(x);
-}
-}  // namespace detail
-
 // tile (cols, stride) = rows first .. first + count transposed, count in whole vectors. Rows outside `valid` (which
 // holds at least one) are zero and not read.
 template <typename T>
@@ -135,7 +113,7 @@ void load_columns(const FoldedRows& rows, int64_t first, int64_t count, KeyRange
       vf block[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) block[i] = n == kLanes ? load(x[i] + c) : load_n(x[i] + c, n);
-      detail::transpose(block);
+      transpose(block);
       for (int i = 0; i < n; ++i) store(tile + (c + i) * stride + r, select(inside, block[i], vf{}));
     }
   }

@@ -15,6 +15,7 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/transpose.h"
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
@@ -56,32 +57,6 @@ static_assert(kBlockRows % kTileRows == 0 && kDepth % kLanes == 0 && kDepth % kR
 namespace detail {
 
 inline constexpr int kScratchA = 6, kScratchB = 7;  // slots that gemm takes; its callers leave them alone
-
-// The lane pairs of one step of a transposition: blocks of kBlock lanes change places between two rows.
-template <int kBlock, bool kUpper>
-GK_ALWAYS_INLINE vf exchange(vf a, vf b) {
-  vi lane = {};
-  for (int i = 0; i < kLanes; ++i) {
-    const bool from_b = (i & kBlock) != 0;
-    lane[i] = from_b ? (kUpper ? i : i - kBlock) + kLanes : (kUpper ? i + kBlock : i);
-  }
-  return __builtin_shuffle(a, b, lane);
-}
-
-template <int kBlock>
-GK_ALWAYS_INLINE void transpose_step(vf (&x)[kLanes]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & kBlock) continue;
-    const vf a = x[i], b = x[i + kBlock];
-    x[i] = exchange<kBlock, false>(a, b);
-    x[i + kBlock] = exchange<kBlock, true>(a, b);
-  }
-  if constexpr (kBlock > 1) transpose_step<kBlock / 2>(x);
-}
-
-// x[i][j] becomes x[j][i] (Eklundh 1972: log2(kLanes) steps, each exchanges blocks of half the size).
-GK_ALWAYS_INLINE void transpose(vf (&x)[kLanes]) { transpose_step<kLanes / 2>(x); }
 
 // Lines of a matrix: its rows, or its columns.
 template <typename T>

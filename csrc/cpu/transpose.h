@@ -1,5 +1,8 @@
-// The transpose of kLanes vectors in registers.
+// The transpose of kLanes vectors in registers: the row's and the lane's index change places bit by bit (Eklundh, "A
+// fast computer method for matrix transposing", 1972).
 #pragma once
+
+#include <utility>
 
 #include "cpu/simd.h"
 
@@ -8,28 +11,35 @@ inline namespace GK_CPU_LEVEL {
 
 namespace detail {
 
-// Exchanges, in every 2 kStep x 2 kStep block, the upper right kStep x kStep block for the lower left one.
+// In rows a and b, which are kStep apart: the lanes of a whose index has the bit kStep change places with those of b
+// whose index lacks it.
+template <int kStep, int... I>
+GK_ALWAYS_INLINE void exchange_lanes(vf& a, vf& b, std::integer_sequence<int, I...>) {
+#if defined(__clang__)
+  const vf low = __builtin_shufflevector(a, b, ((I & kStep) ? kLanes + I - kStep : I)...);
+  b = __builtin_shufflevector(a, b, ((I & kStep) ? kLanes + I : I + kStep)...);
+#else
+  const vf low = __builtin_shuffle(a, b, vi{((I & kStep) ? kLanes + I - kStep : I)...});
+  b = __builtin_shuffle(a, b, vi{((I & kStep) ? kLanes + I : I + kStep)...});
+#endif
+  a = low;
+}
+
 template <int kStep>
-GK_ALWAYS_INLINE void exchange_blocks(vf (&row)[kLanes]) {
-  const vi lane = lane_index();
-  const vi upper = (lane & kStep) != 0 ? lane - kStep + kLanes : lane;  // lanes of b count from kLanes
-  const vi lower = (lane & kStep) != 0 ? lane + kLanes : lane + kStep;
-  for (int i = 0; i < kLanes; ++i) {
-    if (i & kStep) continue;
-    const vf a = row[i], b = row[i + kStep];
-    row[i] = __builtin_shuffle(a, b, upper);
-    row[i + kStep] = __builtin_shuffle(a, b, lower);
-  }
+GK_ALWAYS_INLINE void exchange_rows(vf (&x)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if ((i & kStep) == 0) exchange_lanes<kStep>(x[i], x[i + kStep], std::make_integer_sequence<int, kLanes>());
 }
 
 }  // namespace detail
 
-// row[i][j] becomes row[j][i]: log2(kLanes) rounds that exchange ever smaller blocks.
-GK_ALWAYS_INLINE void transpose(vf (&row)[kLanes]) {
-  if constexpr (kLanes == 16) detail::exchange_blocks<8>(row);
-  if constexpr (kLanes >= 8) detail::exchange_blocks<4>(row);
-  detail::exchange_blocks<2>(row);
-  detail::exchange_blocks<1>(row);
+// x[i][j] becomes x[j][i].
+GK_ALWAYS_INLINE void transpose(vf (&x)[kLanes]) {
+  detail::exchange_rows<1>(x);
+  detail::exchange_rows<2>(x);
+  if constexpr (kLanes > 4) detail::exchange_rows<4 % kLanes>(x);
+  if constexpr (kLanes > 8) detail::exchange_rows<8 % kLanes>(x);
 }
 
 }  // namespace GK_CPU_LEVEL
