@@ -2,6 +2,7 @@
 #
 #   make demo     train a small Grok for about three minutes, let it speak, compare cpu with reference
 #   make test     everything that is tested            make quick   the same without the slow ones
+#   make golden   the transformer against the official code's tensors: the largest error of each
 #   make lint     formatting and static checks         make format  apply the formatting
 #   make bench    pytest-benchmark                     make verify  case tables against float64, all CPU levels
 #   make sanitize AddressSanitizer and UndefinedBehaviorSanitizer: C++ unit tests and case tables
@@ -17,7 +18,7 @@ BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.txt')
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test quick lint format bench verify cpp sanitize dist-check install new-op clean
+.PHONY: demo test quick golden lint format bench verify cpp sanitize dist-check install new-op clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +43,9 @@ test: install
 
 quick: install
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+golden: install
+	$(BIN)/python -m pytest tests/test_grok_golden.py -s
 
 lint: install
 	$(BIN)/ruff check .

@@ -77,6 +77,14 @@ def torch_paths() -> tuple[list[str], str, str]:
     return [str(include), str(include / "torch" / "csrc" / "api" / "include")], str(root / "lib"), torch.__version__
 
 
+def pybind11_include() -> str:
+    try:
+        import pybind11
+    except ImportError:
+        raise SystemExit("grokkernels is built with pybind11 and found none: pip install pybind11.") from None
+    return pybind11.get_include()
+
+
 def escape(text: str) -> str:
     """A path or command as ninja spells it."""
     return text.replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
@@ -112,12 +120,10 @@ class NinjaBuild(build_ext):
         (build_dir / "compile_commands.json").write_text(database.stdout)
 
     def ninja_text(self, target: Path) -> str:
-        torch_include, torch_lib, torch_version = torch_paths()
-        import pybind11
-
         cxx = " ".join(shlex.quote(part) for part in compiler())
+        torch_include, torch_lib, torch_version = torch_paths()
+        python_include = [sysconfig.get_paths()["include"], pybind11_include()]
         common = " ".join([*CXXFLAGS, f"-I{shlex.quote(str(CSRC))}", os.environ.get("CXXFLAGS", "")])
-        python_include = [sysconfig.get_paths()["include"], pybind11.get_include()]
         system = " ".join(f"-isystem {shlex.quote(path)}" for path in [*torch_include, *python_include])
         torch_flags = f"{system} -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"
         facts = " ".join(

@@ -41,6 +41,11 @@ def test_missing_torch(tmp_path: Path) -> None:
     assert words.endswith("pip install torch.")
 
 
+def test_missing_pybind11(tmp_path: Path) -> None:
+    words = build(tmp_path, code="import sys; sys.modules['pybind11'] = None")
+    assert words == "grokkernels is built with pybind11 and found none: pip install pybind11."
+
+
 def test_a_source_that_does_not_compile(tmp_path: Path) -> None:
     words = build(tmp_path, CXXFLAGS="-include no_such_header.h", MAX_JOBS="1")
     assert words == "grokkernels: the native library did not build; the compiler's words stand above."

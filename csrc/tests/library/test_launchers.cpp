@@ -1,4 +1,5 @@
 // The torch-free library as a C++ program uses it: a launcher at every level this machine has, on a pool of its own.
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <thread>
@@ -74,6 +75,16 @@ int main() {
       for (const int64_t cols : {1, 15, 16, 257, 5000}) CHECK(worst_error(67, cols) < kAllowed);
     }
   }
+
+  // A kernel called from inside a region of the pool: nested use.
+  std::atomic<int> right{0};
+  cpu::run_region(
+      kThreads,
+      [](int64_t begin, int64_t end, void* raw) {
+        for (int64_t i = begin; i < end; ++i) *static_cast<std::atomic<int>*>(raw) += worst_error(67, 257) < kAllowed;
+      },
+      &right);
+  CHECK(right == kThreads);
 
   bool refused = false;
   try {
