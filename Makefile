@@ -64,7 +64,7 @@ verify: install
 	$(BIN)/grokkernels verify
 
 cpp:
-	cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 	cmake --build build/cmake --parallel $(JOBS)
 	ctest --test-dir build/cmake --output-on-failure
 

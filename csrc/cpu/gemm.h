@@ -102,7 +102,7 @@ template <typename T>
 void transpose_lines(const Lines<T>& in, int64_t lines, int64_t length, int64_t padded, float* out,
                      int64_t out_stride) {
   for (int64_t i = 0; i < padded; i += kLanes) {
-    const T* line[kLanes];
+    const T* line[kLanes] = {};
     const int inside = lines - i >= kLanes ? kLanes : lines > i ? static_cast<int>(lines - i) : 0;
     for (int u = 0; u < inside; ++u) line[u] = in(i + u);
     vf x[kLanes];
