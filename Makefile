@@ -45,7 +45,7 @@ quick: install
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 golden: install
-	$(BIN)/python -m pytest tests/test_grok_golden.py -s
+	$(BIN)/python -m pytest tests/test_grok_golden.py -s -v -k "not mistake"
 
 lint: install
 	$(BIN)/ruff check .
