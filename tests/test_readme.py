@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -30,3 +32,17 @@ def test_linked_pages_exist() -> None:
     for page in ROOT.glob("*.md"):
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_benchmarks_are_found() -> None:
+    """`pytest benchmarks/` collects every benchmark, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", "--benchmark-only"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    for path in (ROOT / "benchmarks").glob("bench_*.py"):
+        assert path.name in done.stdout
