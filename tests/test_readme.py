@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def test_the_benchmarks_are_found() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "benchmarks", "--collect-only", "-q", "--benchmark-only"],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},  # not a worker
         capture_output=True,
         text=True,
         check=False,
