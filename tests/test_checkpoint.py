@@ -149,6 +149,7 @@ def save_forever(directory: Path, first: int, told: Connection) -> None:
         told.send(step)
 
 
+@pytest.mark.slow
 def test_survives_kill_at_random_moments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """kill -9 at 20 moments: the latest checkpoint is complete, and none that was reported as saved is lost."""
     context = multiprocessing.get_context("forkserver")  # forks are fast and carry no threads of this process

@@ -122,6 +122,7 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_saves_and_resume_goes_on(folder: Path, number: signal.Signals) -> None:
     out = folder / number.name
     line = [sys.executable, "-m", "grokkernels", "train", "--data", "text.txt", "--out", out, "--steps", "100000"]

@@ -80,6 +80,7 @@ def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.slow
 def test_environment_backend() -> None:
     program = "import grokkernels; from grokkernels import dispatch; print(dispatch._forced)"
     assert run_python(program, GROKKERNELS_BACKEND="reference").stdout.strip() == "reference"
@@ -88,6 +89,7 @@ def test_environment_backend() -> None:
     assert "GROKKERNELS_BACKEND names no backend: 'gpu'" in failed.stderr
 
 
+@pytest.mark.slow
 def test_environment_cpu_level() -> None:
     program = "from grokkernels import native; print(native.module.cpu_level())"
     for level in native.module.cpu_levels():

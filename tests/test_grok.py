@@ -518,6 +518,7 @@ def test_bad_official_config() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.slow
 def test_compiles_as_one_graph(backend: str) -> None:
     grok, ids, targets = model(num_layers=1), tokens(2, 9), tokens(2, 9, seed=1)
     torch.compiler.reset()

@@ -8,9 +8,6 @@
 #include "common/dtypes.h"
 #include "cpu/runtime/level.h"
 
-#define GK_STRINGIZE_(x) #x
-#define GK_STRINGIZE(x) GK_STRINGIZE_(x)
-
 #if !GK_CPU_IS_BASELINE
 #define GK_CPU_LAUNCHER(name, Params) static_assert(true)
 #elif defined(__x86_64__)

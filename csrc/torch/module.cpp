@@ -20,7 +20,7 @@ py::list cpu_levels() {
   return names;
 }
 
-// How many threads really ran a region of `n` items that each wait for company: the test that threading is on.
+// Into how many ranges, one per thread, the pool cuts a region: 1 where threading is off.
 int threads_used() {
   struct Context {
     std::atomic<int> ranges{0};
@@ -43,5 +43,5 @@ PYBIND11_MODULE(_C, m) {
       "set_cpu_level", [](const std::string& name) { cpu::set_level(name.c_str()); }, py::arg("name"),
       "Use this CPU level from now on. ValueError when the machine does not have it.");
   m.def("num_threads", &cpu::num_threads, "Threads the kernels may use now.");
-  m.def("threads_used", &threads_used, "Threads that took part in one parallel region.");
+  m.def("threads_used", &threads_used, "Ranges, one per thread, into which the pool cuts a parallel region.");
 }
