@@ -15,7 +15,7 @@ VENV    ?= .venv
 TORCH   ?= torch==2.13.0
 MINUTES ?= 3
 BIN     := $(VENV)/bin
-SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.txt')
+SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.txt' -o -name '*.cu' -o -name '*.cuh')
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test quick golden lint format bench verify cpp sanitize dist-check install new-op clean
@@ -29,7 +29,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	$(BIN)/pip install --quiet --editable ".[test,lint,tokenizers]"
+	GROKKERNELS_COLUMNS=cpu,emulated $(BIN)/pip install --quiet --editable ".[test,lint,tokenizers]"
 	touch $@
 
 demo: install
@@ -50,12 +50,12 @@ golden: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -44,5 +45,7 @@ struct GlobalNormParams {
 
 void adamw_cpu(const AdamwParams& params);
 void global_norm_cpu(const GlobalNormParams& params);
+void adamw_cuda(const AdamwParams& params, Stream stream);
+void global_norm_cuda(const GlobalNormParams& params, Stream stream);
 
 }  // namespace grokkernels

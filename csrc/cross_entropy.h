@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -55,5 +56,7 @@ struct CrossEntropyBwdParams {
 
 void cross_entropy_fwd_cpu(const CrossEntropyFwdParams& params);
 void cross_entropy_bwd_cpu(const CrossEntropyBwdParams& params);
+void cross_entropy_fwd_cuda(const CrossEntropyFwdParams& params, Stream stream);
+void cross_entropy_bwd_cuda(const CrossEntropyBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

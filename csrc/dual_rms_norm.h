@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -46,5 +47,7 @@ struct DualRmsNormBwdParams {
 
 void dual_rms_norm_fwd_cpu(const DualRmsNormFwdParams& params);
 void dual_rms_norm_bwd_cpu(const DualRmsNormBwdParams& params);
+void dual_rms_norm_fwd_cuda(const DualRmsNormFwdParams& params, Stream stream);
+void dual_rms_norm_bwd_cuda(const DualRmsNormBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -68,5 +69,7 @@ inline int64_t flash_attention_bwd_workspace(const FlashAttentionProblem& p) {
 
 void flash_attention_fwd_cpu(const FlashAttentionFwdParams& params);
 void flash_attention_bwd_cpu(const FlashAttentionBwdParams& params);
+void flash_attention_fwd_cuda(const FlashAttentionFwdParams& params, Stream stream);
+void flash_attention_bwd_cuda(const FlashAttentionBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/activation.h"
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -32,5 +33,7 @@ struct GatedActivationBwdParams {
 
 void gated_activation_fwd_cpu(const GatedActivationFwdParams& params);
 void gated_activation_bwd_cpu(const GatedActivationBwdParams& params);
+void gated_activation_fwd_cuda(const GatedActivationFwdParams& params, Stream stream);
+void gated_activation_bwd_cuda(const GatedActivationBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 #include "common/strides.h"
 
@@ -30,5 +31,7 @@ struct GroupedMmWgradParams {  // dw[e] = x_e^T dy_e; zero for an empty group
 
 void grouped_mm_cpu(const GroupedMmParams& params);
 void grouped_mm_wgrad_cpu(const GroupedMmWgradParams& params);
+void grouped_mm_cuda(const GroupedMmParams& params, Stream stream);
+void grouped_mm_wgrad_cuda(const GroupedMmWgradParams& params, Stream stream);
 
 }  // namespace grokkernels

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 #include "cross_entropy.h"
 
@@ -47,5 +48,7 @@ GK_ALWAYS_INLINE int64_t linear_cross_entropy_columns(int64_t rows, int64_t cols
 
 void linear_cross_entropy_fwd_cpu(const LinearCrossEntropyFwdParams& params);
 void linear_cross_entropy_bwd_cpu(const LinearCrossEntropyBwdParams& params);
+void linear_cross_entropy_fwd_cuda(const LinearCrossEntropyFwdParams& params, Stream stream);
+void linear_cross_entropy_bwd_cuda(const LinearCrossEntropyBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

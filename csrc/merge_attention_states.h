@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -42,5 +43,7 @@ struct MergeAttentionStatesBwdParams {
 
 void merge_attention_states_fwd_cpu(const MergeAttentionStatesFwdParams& params);
 void merge_attention_states_bwd_cpu(const MergeAttentionStatesBwdParams& params);
+void merge_attention_states_fwd_cuda(const MergeAttentionStatesFwdParams& params, Stream stream);
+void merge_attention_states_bwd_cuda(const MergeAttentionStatesBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/activation.h"
+#include "common/device.h"
 #include "common/dtypes.h"
 #include "common/strides.h"
 
@@ -70,5 +71,7 @@ struct MoeExpertsBwdParams {
 
 void moe_experts_fwd_cpu(const MoeExpertsFwdParams& params);
 void moe_experts_bwd_cpu(const MoeExpertsBwdParams& params);
+void moe_experts_fwd_cuda(const MoeExpertsFwdParams& params, Stream stream);
+void moe_experts_bwd_cuda(const MoeExpertsBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -45,5 +46,7 @@ struct MoeGateBwdParams {
 
 void moe_gate_fwd_cpu(const MoeGateFwdParams& params);
 void moe_gate_bwd_cpu(const MoeGateBwdParams& params);
+void moe_gate_fwd_cuda(const MoeGateFwdParams& params, Stream stream);
+void moe_gate_bwd_cuda(const MoeGateBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

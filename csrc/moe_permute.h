@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -54,5 +55,9 @@ void moe_permute_fwd_cpu(const MoePermuteFwdParams& params);
 void moe_permute_bwd_cpu(const MoePermuteBwdParams& params);
 void moe_unpermute_fwd_cpu(const MoeUnpermuteFwdParams& params);
 void moe_unpermute_bwd_cpu(const MoeUnpermuteBwdParams& params);
+void moe_permute_fwd_cuda(const MoePermuteFwdParams& params, Stream stream);
+void moe_permute_bwd_cuda(const MoePermuteBwdParams& params, Stream stream);
+void moe_unpermute_fwd_cuda(const MoeUnpermuteFwdParams& params, Stream stream);
+void moe_unpermute_bwd_cuda(const MoeUnpermuteBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

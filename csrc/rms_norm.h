@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -39,5 +40,7 @@ struct RmsNormBwdParams {
 
 void rms_norm_fwd_cpu(const RmsNormFwdParams& params);
 void rms_norm_bwd_cpu(const RmsNormBwdParams& params);
+void rms_norm_fwd_cuda(const RmsNormFwdParams& params, Stream stream);
+void rms_norm_bwd_cuda(const RmsNormBwdParams& params, Stream stream);
 
 }  // namespace grokkernels

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/device.h"
 #include "common/dtypes.h"
 
 namespace grokkernels {
@@ -38,5 +39,6 @@ struct RotaryParams {
 };
 
 void rotary_cpu(const RotaryParams& params);
+void rotary_cuda(const RotaryParams& params, Stream stream);
 
 }  // namespace grokkernels

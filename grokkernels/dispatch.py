@@ -6,7 +6,7 @@ in the device's order that supports the call. An explicit choice that cannot be 
 automatic choice moves on.
 
 Below a row stand its native functions, `define`d here: one schema with an overload per kind of kernel, `.native` (CPU
-or CUDA, by PyTorch's own dispatch key), later `.triton` and `.emulated`; the same shape function and derivative for
+or CUDA, by PyTorch's own dispatch key) and `.emulated`, later `.triton`; the same shape function and derivative for
 all of them. The reference is never registered: torch.compile sees through it and its gradient owes nothing to ours.
 """
 
@@ -27,7 +27,7 @@ BACKENDS = ("cuda", "triton", "cpu", "emulated", "reference")
 AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The overload of a native function that each backend calls.
-OVERLOADS = {"cpu": "native"}
+OVERLOADS = {"cpu": "native", "cuda": "native", "emulated": "emulated"}
 
 Supports = Callable[..., "str | None"]
 
@@ -75,14 +75,19 @@ class Row:
         """Why `backend` cannot run this call; None when it can."""
         if backend == "reference":
             return None
-        supports = self.supports.get(backend)
+        # What the emulated device supports is what the CUDA column does: it runs the same kernels.
+        supports = self.supports.get("cuda" if backend == "emulated" else backend)
         if supports is None:
             return f"{self.name} has no {backend} kernel"
-        if backend == "cpu":
-            if native.module is None:
-                return native.load_error
-            if device.type != "cpu":
-                return f"the tensors are on {device}, not on the CPU"
+        library, error, home = {
+            "cpu": (native.module, native.load_error, "cpu"),
+            "cuda": (native.cuda, native.cuda_error, "cuda"),
+            "emulated": (native.emulated, native.emulated_error, "cpu"),
+        }[backend]
+        if library is None:
+            return error
+        if device.type != home:
+            return f"the tensors are on {device}, not on {'the CPU' if home == 'cpu' else 'a CUDA device'}"
         return supports(*args, **kwargs)
 
     def choose(self, requested: str | None, device: torch.device, *args: Any, **kwargs: Any) -> str:
@@ -138,7 +143,7 @@ def define(
     *,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
-    backends: tuple[str, ...] = ("cpu",),
+    backends: tuple[str, ...] = ("cpu", "cuda", "emulated"),
 ) -> NativeFunction:
     """Makes `name` known to PyTorch: `schema` is "(arguments) -> returns", `fake` its shape function.
 
@@ -148,6 +153,10 @@ def define(
     overloads: dict[str, torch._ops.OpOverload] = {}
     for backend in backends:
         overload = OVERLOADS[backend]
+        shared = next((b for b in overloads if OVERLOADS[b] == overload), None)
+        if shared is not None:
+            overloads[backend] = overloads[shared]
+            continue
         qualified = f"grokkernels::{name}.{overload}"
         _library.define(f"{name}.{overload}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(qualified, fake, lib=_library)

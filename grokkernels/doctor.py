@@ -28,11 +28,11 @@ def _cpu_reason() -> str | None:
 
 
 def _cuda_reason() -> str | None:
-    if torch.version.cuda is None:
-        return f"this torch ({torch.__version__}) is built without CUDA"
+    if native.cuda is None:
+        return native.cuda_error
     if not torch.cuda.is_available():
-        return "torch finds no NVIDIA GPU or driver"
-    return "this build of grokkernels has no CUDA kernels"
+        return f"built for {native.cuda.architectures}, but torch finds no NVIDIA GPU or driver"
+    return None
 
 
 def _triton_reason() -> str | None:
@@ -42,7 +42,7 @@ def _triton_reason() -> str | None:
 
 
 def _emulated_reason() -> str | None:
-    return "this build of grokkernels has no emulated device"
+    return native.emulated_error
 
 
 def report() -> dict[str, Any]:

@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "dtype" in wanted:
         metafunc.parametrize("dtype", table.dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
     if "backend" in wanted:
-        metafunc.parametrize("backend", backends(), ids=str)
+        metafunc.parametrize("backend", backends(table), ids=str)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from grokkernels.testing.fences import LAYOUTS
 
 @dataclass(frozen=True)
 class Backend:
-    """A backend to test, the CPU one at a given instruction-set level."""
+    """A backend to test, at a given CPU level or as a given architecture."""
 
     name: str
     level: str | None = None
@@ -29,12 +29,19 @@ class Backend:
 
     @contextmanager
     def active(self) -> Iterator[str]:
-        with judge.cpu_level(self.level):
+        with judge.at_level(self.level):
             yield self.name
 
 
-def backends() -> list[Backend]:
-    """Every backend that runs on this machine, the CPU one once per level that the machine has."""
+def backends(table: Table) -> list[Backend]:
+    """Every backend that judges this table here: the CPU one once per level that the machine has, the emulated one once
+    per architecture that has kernels of its own."""
+    names = ["cpu", *(["emulated"] if "cuda" in dispatch.ROWS[table.name].supports else [])]
+    return [Backend(name, level) for name in names for level in judge.levels(table, name)]
+
+
+def cpu_backends() -> list[Backend]:
+    """The CPU backend at every level that this machine has."""
     assert native.module is not None, native.load_error
     return [Backend("cpu", level) for level in native.module.cpu_levels()]
 

@@ -22,9 +22,9 @@ import grokkernels
 from grokkernels import ops
 from grokkernels.models import grok
 from grokkernels.models.grok import Grok
-from tests.suite import Backend, backends
+from tests.suite import Backend, cpu_backends
 
-BACKENDS = [Backend("reference"), *backends()]
+BACKENDS = [Backend("reference"), *cpu_backends()]
 
 
 @pytest.fixture(autouse=True)

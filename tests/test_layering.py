@@ -50,7 +50,7 @@ def _imports(path: Path) -> list[str]:
 
 
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))
-NATIVE_FILES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp"))
+NATIVE_FILES = sorted(p for p in CSRC.rglob("*") if p.suffix in (".h", ".cpp", ".cu", ".cuh"))
 
 
 @pytest.mark.parametrize("path", PYTHON_FILES, ids=lambda p: str(p.relative_to(ROOT)))

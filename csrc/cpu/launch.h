@@ -30,20 +30,3 @@
   void grokkernels::name##_cpu(const Params& params) { cpu::name(params); } \
   static_assert(true)
 #endif
-
-// Runs the statement(s) with T bound to the C++ type of a runtime dtype.
-#define GK_SWITCH_DTYPE(dtype, T, ...)     \
-  switch (dtype) {                         \
-    case ::grokkernels::DType::float32: {  \
-      using T = float;                     \
-      __VA_ARGS__;                         \
-    } break;                               \
-    case ::grokkernels::DType::bfloat16: { \
-      using T = ::grokkernels::bfloat16;   \
-      __VA_ARGS__;                         \
-    } break;                               \
-    case ::grokkernels::DType::float16: {  \
-      using T = ::grokkernels::float16;    \
-      __VA_ARGS__;                         \
-    } break;                               \
-  }

@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -87,15 +87,16 @@ void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, co
     tensors[i].step_size = lr / (1.0 - std::pow(beta1, step));
     tensors[i].root_correction = 1.0 / std::sqrt(1.0 - std::pow(beta2, step));
   }
-  adamw_cpu({.tensors = tensors.data(),
-             .count = static_cast<int64_t>(count),
-             .chunks = chunks,
-             .grad_scale = grad_scale,
-             .lr = lr,
-             .beta1 = beta1,
-             .beta2 = beta2,
-             .eps = eps,
-             .weight_decay = weight_decay});
+  GK_LAUNCH(adamw, params[0])
+  ({.tensors = tensors.data(),
+    .count = static_cast<int64_t>(count),
+    .chunks = chunks,
+    .grad_scale = grad_scale,
+    .lr = lr,
+    .beta1 = beta1,
+    .beta2 = beta2,
+    .eps = eps,
+    .weight_decay = weight_decay});
 }
 
 Tensor global_norm(const std::vector<Tensor> tensors) {
@@ -112,18 +113,19 @@ Tensor global_norm(const std::vector<Tensor> tensors) {
     chunks += (t.numel() + kTensorChunk - 1) / kTensorChunk;
   }
   Tensor norm = new_tensor({}, ScalarType::Float, tensors[0]);
-  global_norm_cpu({.tensors = parts.data(),
-                   .count = static_cast<int64_t>(parts.size()),
-                   .chunks = chunks,
-                   .norm = static_cast<float*>(norm.mutable_data_ptr())});
+  GK_LAUNCH(global_norm, tensors[0])
+  ({.tensors = parts.data(),
+    .count = static_cast<int64_t>(parts.size()),
+    .chunks = chunks,
+    .norm = static_cast<float*>(norm.mutable_data_ptr())});
   return norm;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("adamw.native", TORCH_BOX(&adamw));
-  m.impl("global_norm.native", TORCH_BOX(&global_norm));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("adamw"), TORCH_BOX(&adamw));
+  m.impl(GK_OVERLOAD("global_norm"), TORCH_BOX(&global_norm));
 }
 
 }  // namespace grokkernels

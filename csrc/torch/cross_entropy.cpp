@@ -3,8 +3,8 @@
 
 #include <string>
 
+#include "torch/column.h"
 #include "torch/loss.h"
-#include "torch/tensor.h"
 
 namespace grokkernels {
 namespace {
@@ -18,15 +18,16 @@ std::tuple<Tensor, Tensor> cross_entropy_fwd(const Tensor& logits, const Tensor&
   Tensor loss = options.reduction == Reduction::none ? new_tensor({x.rows}, ScalarType::Float, logits)
                                                      : new_tensor({}, ScalarType::Float, logits);
   Tensor lse = new_tensor({x.rows}, ScalarType::Double, logits);
-  cross_entropy_fwd_cpu({.dtype = native_dtype(logits, "logits"),
-                         .rows = x.rows,
-                         .cols = x.cols,
-                         .logits = x.data,
-                         .logits_stride = x.stride,
-                         .targets = targets_of(targets, x.rows, x.cols, ignore_index),
-                         .options = options,
-                         .loss = static_cast<float*>(loss.mutable_data_ptr()),
-                         .lse = static_cast<double*>(lse.mutable_data_ptr())});
+  GK_LAUNCH(cross_entropy_fwd, logits)
+  ({.dtype = native_dtype(logits, "logits"),
+    .rows = x.rows,
+    .cols = x.cols,
+    .logits = x.data,
+    .logits_stride = x.stride,
+    .targets = targets_of(targets, x.rows, x.cols, ignore_index),
+    .options = options,
+    .loss = static_cast<float*>(loss.mutable_data_ptr()),
+    .lse = static_cast<double*>(lse.mutable_data_ptr())});
   return {loss, lse};
 }
 
@@ -43,25 +44,26 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const Tensor& logits, const Tensor
   check_dtype(statistics, ScalarType::Double, "lse");
   check_shape(statistics, {x.rows}, "lse");
   Tensor dlogits = torch::stable::new_empty(logits, logits.sizes());
-  cross_entropy_bwd_cpu({.dtype = native_dtype(logits, "logits"),
-                         .rows = x.rows,
-                         .cols = x.cols,
-                         .logits = x.data,
-                         .logits_stride = x.stride,
-                         .targets = targets_of(targets, x.rows, x.cols, ignore_index),
-                         .options = options,
-                         .dloss = static_cast<const float*>(dloss.const_data_ptr()),
-                         .dloss_stride = per_row ? dloss.stride(0) : 0,
-                         .lse = static_cast<const double*>(statistics.const_data_ptr()),
-                         .dlogits = dlogits.mutable_data_ptr()});
+  GK_LAUNCH(cross_entropy_bwd, logits)
+  ({.dtype = native_dtype(logits, "logits"),
+    .rows = x.rows,
+    .cols = x.cols,
+    .logits = x.data,
+    .logits_stride = x.stride,
+    .targets = targets_of(targets, x.rows, x.cols, ignore_index),
+    .options = options,
+    .dloss = static_cast<const float*>(dloss.const_data_ptr()),
+    .dloss_stride = per_row ? dloss.stride(0) : 0,
+    .lse = static_cast<const double*>(statistics.const_data_ptr()),
+    .dlogits = dlogits.mutable_data_ptr()});
   return dlogits;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("cross_entropy_fwd.native", TORCH_BOX(&cross_entropy_fwd));
-  m.impl("cross_entropy_bwd.native", TORCH_BOX(&cross_entropy_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("cross_entropy_fwd"), TORCH_BOX(&cross_entropy_fwd));
+  m.impl(GK_OVERLOAD("cross_entropy_bwd"), TORCH_BOX(&cross_entropy_bwd));
 }
 
 }  // namespace grokkernels

@@ -1,7 +1,7 @@
 // dual_rms_norm: from torch tensors to the launchers. Schemas: grokkernels/ops/dual_rms_norm.py.
 #include "dual_rms_norm.h"
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -31,22 +31,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_fwd(const Tensor& x, co
   Tensor h = torch::stable::new_empty(x, x.sizes());
   Tensor post_rstd = new_tensor({xr.rows}, ScalarType::Float, x);
   Tensor pre_rstd = new_tensor({xr.rows}, ScalarType::Float, x);
-  dual_rms_norm_fwd_cpu({.dtype = native_dtype(x, "x"),
-                         .weight_dtype = weight_dtype(post, pre, x, xr.cols),
-                         .rows = xr.rows,
-                         .cols = xr.cols,
-                         .x = xr.data,
-                         .residual = rr.data,
-                         .post_weight = post.const_data_ptr(),
-                         .pre_weight = pre.const_data_ptr(),
-                         .y = y.mutable_data_ptr(),
-                         .h = h.mutable_data_ptr(),
-                         .post_rstd = static_cast<float*>(post_rstd.mutable_data_ptr()),
-                         .pre_rstd = static_cast<float*>(pre_rstd.mutable_data_ptr()),
-                         .x_stride = xr.stride,
-                         .residual_stride = rr.stride,
-                         .eps = static_cast<float>(eps),
-                         .zero_centered = zero_centered});
+  GK_LAUNCH(dual_rms_norm_fwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .weight_dtype = weight_dtype(post, pre, x, xr.cols),
+    .rows = xr.rows,
+    .cols = xr.cols,
+    .x = xr.data,
+    .residual = rr.data,
+    .post_weight = post.const_data_ptr(),
+    .pre_weight = pre.const_data_ptr(),
+    .y = y.mutable_data_ptr(),
+    .h = h.mutable_data_ptr(),
+    .post_rstd = static_cast<float*>(post_rstd.mutable_data_ptr()),
+    .pre_rstd = static_cast<float*>(pre_rstd.mutable_data_ptr()),
+    .x_stride = xr.stride,
+    .residual_stride = rr.stride,
+    .eps = static_cast<float>(eps),
+    .zero_centered = zero_centered});
   return {y, h, post_rstd, pre_rstd};
 }
 
@@ -68,35 +69,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_bwd(const Tensor& dy, c
   Tensor dresidual = torch::stable::new_empty(x, x.sizes());
   Tensor dpost = torch::stable::new_empty(post, post.sizes());
   Tensor dpre = torch::stable::new_empty(pre, pre.sizes());
-  dual_rms_norm_bwd_cpu({.dtype = native_dtype(x, "x"),
-                         .weight_dtype = weight_dtype(post, pre, x, xr.cols),
-                         .rows = xr.rows,
-                         .cols = xr.cols,
-                         .dy = dyr.data,
-                         .dh = dhr ? dhr->data : nullptr,
-                         .x = xr.data,
-                         .h = hr.data,
-                         .post_weight = post.const_data_ptr(),
-                         .pre_weight = pre.const_data_ptr(),
-                         .post_rstd = static_cast<const float*>(post_r.const_data_ptr()),
-                         .pre_rstd = static_cast<const float*>(pre_r.const_data_ptr()),
-                         .dx = dx.mutable_data_ptr(),
-                         .dresidual = dresidual.mutable_data_ptr(),
-                         .dpost_weight = dpost.mutable_data_ptr(),
-                         .dpre_weight = dpre.mutable_data_ptr(),
-                         .dy_stride = dyr.stride,
-                         .dh_stride = dhr ? dhr->stride : 0,
-                         .x_stride = xr.stride,
-                         .h_stride = hr.stride,
-                         .zero_centered = zero_centered});
+  GK_LAUNCH(dual_rms_norm_bwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .weight_dtype = weight_dtype(post, pre, x, xr.cols),
+    .rows = xr.rows,
+    .cols = xr.cols,
+    .dy = dyr.data,
+    .dh = dhr ? dhr->data : nullptr,
+    .x = xr.data,
+    .h = hr.data,
+    .post_weight = post.const_data_ptr(),
+    .pre_weight = pre.const_data_ptr(),
+    .post_rstd = static_cast<const float*>(post_r.const_data_ptr()),
+    .pre_rstd = static_cast<const float*>(pre_r.const_data_ptr()),
+    .dx = dx.mutable_data_ptr(),
+    .dresidual = dresidual.mutable_data_ptr(),
+    .dpost_weight = dpost.mutable_data_ptr(),
+    .dpre_weight = dpre.mutable_data_ptr(),
+    .dy_stride = dyr.stride,
+    .dh_stride = dhr ? dhr->stride : 0,
+    .x_stride = xr.stride,
+    .h_stride = hr.stride,
+    .zero_centered = zero_centered});
   return {dx, dresidual, dpost, dpre};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("dual_rms_norm_fwd.native", TORCH_BOX(&dual_rms_norm_fwd));
-  m.impl("dual_rms_norm_bwd.native", TORCH_BOX(&dual_rms_norm_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("dual_rms_norm_fwd"), TORCH_BOX(&dual_rms_norm_fwd));
+  m.impl(GK_OVERLOAD("dual_rms_norm_bwd"), TORCH_BOX(&dual_rms_norm_bwd));
 }
 
 }  // namespace grokkernels

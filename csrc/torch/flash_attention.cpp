@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -143,7 +143,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_fwd(
         lse_data[h * p.queries + t] = -std::numeric_limits<float>::infinity();
         top_data[h * p.queries + t] = inv_data[h * p.queries + t] = 0.0f;
       }
-  flash_attention_fwd_cpu({.problem = p, .o = o.mutable_data_ptr(), .lse = lse_data, .top = top_data, .inv = inv_data});
+  GK_LAUNCH(flash_attention_fwd, q)
+  ({.problem = p, .o = o.mutable_data_ptr(), .lse = lse_data, .top = top_data, .inv = inv_data});
   return {o, lse, top, inv};
 }
 
@@ -184,26 +185,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_bwd(
   clear_rows_after(p.cu_seqlens_q, p.batch, dq);
   clear_rows_after(p.cu_seqlens_k, p.batch, dk);
   clear_rows_after(p.cu_seqlens_k, p.batch, dv);
-  flash_attention_bwd_cpu({.problem = p,
-                           .o = view(y),
-                           .dout = view(dy),
-                           .top = static_cast<const float*>(top_in.const_data_ptr()),
-                           .inv = static_cast<const float*>(inv_in.const_data_ptr()),
-                           .dlse = data_or_null<float>(dl),
-                           .dq = dq.mutable_data_ptr(),
-                           .dk = dk.mutable_data_ptr(),
-                           .dv = dv.mutable_data_ptr(),
-                           .dsinks = in.sinks.has_value() ? static_cast<float*>(dsinks.mutable_data_ptr()) : nullptr,
-                           .delta = static_cast<float*>(delta.mutable_data_ptr()),
-                           .workspace = static_cast<float*>(workspace.mutable_data_ptr())});
+  GK_LAUNCH(flash_attention_bwd, q)
+  ({.problem = p,
+    .o = view(y),
+    .dout = view(dy),
+    .top = static_cast<const float*>(top_in.const_data_ptr()),
+    .inv = static_cast<const float*>(inv_in.const_data_ptr()),
+    .dlse = data_or_null<float>(dl),
+    .dq = dq.mutable_data_ptr(),
+    .dk = dk.mutable_data_ptr(),
+    .dv = dv.mutable_data_ptr(),
+    .dsinks = in.sinks.has_value() ? static_cast<float*>(dsinks.mutable_data_ptr()) : nullptr,
+    .delta = static_cast<float*>(delta.mutable_data_ptr()),
+    .workspace = static_cast<float*>(workspace.mutable_data_ptr())});
   return {dq, dk, dv, dsinks};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("flash_attention_fwd.native", TORCH_BOX(&flash_attention_fwd));
-  m.impl("flash_attention_bwd.native", TORCH_BOX(&flash_attention_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("flash_attention_fwd"), TORCH_BOX(&flash_attention_fwd));
+  m.impl(GK_OVERLOAD("flash_attention_bwd"), TORCH_BOX(&flash_attention_bwd));
 }
 
 }  // namespace grokkernels

@@ -1,7 +1,7 @@
 // gated_activation: from torch tensors to the launchers. Schemas: grokkernels/ops/gated_activation.py.
 #include "gated_activation.h"
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -21,15 +21,16 @@ Rows rows_like(const Tensor& t, const Tensor& gate, const char* name) {
 Tensor gated_activation_fwd(const Tensor& gate, const Tensor& up, int64_t kind) {
   const Rows g = rows_of(gate), u = rows_like(up, gate, "up");
   Tensor y = torch::stable::new_empty(gate, gate.sizes());
-  gated_activation_fwd_cpu({.dtype = native_dtype(gate, "gate"),
-                            .kind = activation(kind),
-                            .rows = g.rows,
-                            .cols = g.cols,
-                            .gate = g.data,
-                            .up = u.data,
-                            .y = y.mutable_data_ptr(),
-                            .gate_stride = g.stride,
-                            .up_stride = u.stride});
+  GK_LAUNCH(gated_activation_fwd, gate)
+  ({.dtype = native_dtype(gate, "gate"),
+    .kind = activation(kind),
+    .rows = g.rows,
+    .cols = g.cols,
+    .gate = g.data,
+    .up = u.data,
+    .y = y.mutable_data_ptr(),
+    .gate_stride = g.stride,
+    .up_stride = u.stride});
   return y;
 }
 
@@ -37,26 +38,27 @@ std::tuple<Tensor, Tensor> gated_activation_bwd(const Tensor& dy, const Tensor& 
   const Rows g = rows_of(gate), u = rows_like(up, gate, "up"), d = rows_like(dy, gate, "dy");
   Tensor dgate = torch::stable::new_empty(gate, gate.sizes());
   Tensor dup = torch::stable::new_empty(gate, gate.sizes());
-  gated_activation_bwd_cpu({.dtype = native_dtype(gate, "gate"),
-                            .kind = activation(kind),
-                            .rows = g.rows,
-                            .cols = g.cols,
-                            .dy = d.data,
-                            .gate = g.data,
-                            .up = u.data,
-                            .dgate = dgate.mutable_data_ptr(),
-                            .dup = dup.mutable_data_ptr(),
-                            .dy_stride = d.stride,
-                            .gate_stride = g.stride,
-                            .up_stride = u.stride});
+  GK_LAUNCH(gated_activation_bwd, gate)
+  ({.dtype = native_dtype(gate, "gate"),
+    .kind = activation(kind),
+    .rows = g.rows,
+    .cols = g.cols,
+    .dy = d.data,
+    .gate = g.data,
+    .up = u.data,
+    .dgate = dgate.mutable_data_ptr(),
+    .dup = dup.mutable_data_ptr(),
+    .dy_stride = d.stride,
+    .gate_stride = g.stride,
+    .up_stride = u.stride});
   return {dgate, dup};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("gated_activation_fwd.native", TORCH_BOX(&gated_activation_fwd));
-  m.impl("gated_activation_bwd.native", TORCH_BOX(&gated_activation_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("gated_activation_fwd"), TORCH_BOX(&gated_activation_fwd));
+  m.impl(GK_OVERLOAD("gated_activation_bwd"), TORCH_BOX(&gated_activation_bwd));
 }
 
 }  // namespace grokkernels

@@ -1,7 +1,7 @@
 // grouped_mm: from torch tensors to the launchers. Schemas: grokkernels/ops/grouped_mm.py.
 #include "grouped_mm.h"
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -22,17 +22,18 @@ Tensor grouped_mm(const Tensor& x, const Tensor& w, const Tensor& offsets) {
   check_operands(x, w, offsets);
   const Tensor ends = dense(offsets);
   Tensor y = new_tensor({x.size(0), w.size(2)}, x.scalar_type(), x);
-  grouped_mm_cpu({.dtype = native_dtype(x, "x"),
-                  .rows = x.size(0),
-                  .depth = w.size(1),
-                  .cols = w.size(2),
-                  .groups = w.size(0),
-                  .x = x.const_data_ptr(),
-                  .w = w.const_data_ptr(),
-                  .offsets = static_cast<const int32_t*>(ends.const_data_ptr()),
-                  .y = y.mutable_data_ptr(),
-                  .x_strides = matrix_strides(x),
-                  .w_strides = stack_strides(w)});
+  GK_LAUNCH(grouped_mm, x)
+  ({.dtype = native_dtype(x, "x"),
+    .rows = x.size(0),
+    .depth = w.size(1),
+    .cols = w.size(2),
+    .groups = w.size(0),
+    .x = x.const_data_ptr(),
+    .w = w.const_data_ptr(),
+    .offsets = static_cast<const int32_t*>(ends.const_data_ptr()),
+    .y = y.mutable_data_ptr(),
+    .x_strides = matrix_strides(x),
+    .w_strides = stack_strides(w)});
   return y;
 }
 
@@ -47,41 +48,43 @@ std::tuple<Tensor, Tensor> grouped_mm_bwd(const Tensor& dy, const Tensor& x, con
   const int64_t rows = x.size(0), groups = w.size(0);
   Tensor dx = new_tensor({rows, w.size(1)}, x.scalar_type(), x);
   const StackStrides ws = stack_strides(w);
-  grouped_mm_cpu({.dtype = dtype,
-                  .rows = rows,
-                  .depth = w.size(2),
-                  .cols = w.size(1),
-                  .groups = groups,
-                  .x = dy.const_data_ptr(),
-                  .w = w.const_data_ptr(),
-                  .offsets = offsets_data,
-                  .y = dx.mutable_data_ptr(),
-                  .x_strides = matrix_strides(dy),
-                  .w_strides = {ws.stack, ws.col, ws.row}});
+  GK_LAUNCH(grouped_mm, x)
+  ({.dtype = dtype,
+    .rows = rows,
+    .depth = w.size(2),
+    .cols = w.size(1),
+    .groups = groups,
+    .x = dy.const_data_ptr(),
+    .w = w.const_data_ptr(),
+    .offsets = offsets_data,
+    .y = dx.mutable_data_ptr(),
+    .x_strides = matrix_strides(dy),
+    .w_strides = {ws.stack, ws.col, ws.row}});
 
   const bool transposed = ws.row == 1 && ws.col != 1;
   const Tensor& a = transposed ? dy : x;
   const Tensor& b = transposed ? x : dy;
   Tensor dw = new_tensor({groups, a.size(1), b.size(1)}, x.scalar_type(), x);
-  grouped_mm_wgrad_cpu({.dtype = dtype,
-                        .rows = rows,
-                        .depth = a.size(1),
-                        .cols = b.size(1),
-                        .groups = groups,
-                        .x = a.const_data_ptr(),
-                        .dy = b.const_data_ptr(),
-                        .offsets = offsets_data,
-                        .dw = dw.mutable_data_ptr(),
-                        .x_strides = matrix_strides(a),
-                        .dy_strides = matrix_strides(b)});
+  GK_LAUNCH(grouped_mm_wgrad, x)
+  ({.dtype = dtype,
+    .rows = rows,
+    .depth = a.size(1),
+    .cols = b.size(1),
+    .groups = groups,
+    .x = a.const_data_ptr(),
+    .dy = b.const_data_ptr(),
+    .offsets = offsets_data,
+    .dw = dw.mutable_data_ptr(),
+    .x_strides = matrix_strides(a),
+    .dy_strides = matrix_strides(b)});
   return {dx, transposed ? torch::stable::transpose(dw, 1, 2) : dw};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("grouped_mm.native", TORCH_BOX(&grouped_mm));
-  m.impl("grouped_mm_bwd.native", TORCH_BOX(&grouped_mm_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("grouped_mm"), TORCH_BOX(&grouped_mm));
+  m.impl(GK_OVERLOAD("grouped_mm_bwd"), TORCH_BOX(&grouped_mm_bwd));
 }
 
 }  // namespace grokkernels

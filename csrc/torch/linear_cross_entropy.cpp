@@ -3,8 +3,8 @@
 
 #include <string>
 
+#include "torch/column.h"
 #include "torch/loss.h"
-#include "torch/tensor.h"
 
 namespace grokkernels {
 namespace {
@@ -26,18 +26,19 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_fwd(const Tensor& x, const Tenso
   Tensor loss = options.reduction == Reduction::none ? new_tensor({xr.rows}, ScalarType::Float, x)
                                                      : new_tensor({}, ScalarType::Float, x);
   Tensor lse = new_tensor({xr.rows}, ScalarType::Double, x);
-  linear_cross_entropy_fwd_cpu({.dtype = native_dtype(x, "x"),
-                                .rows = xr.rows,
-                                .width = xr.cols,
-                                .cols = weight.size(0),
-                                .x = xr.data,
-                                .weight = weight.const_data_ptr(),
-                                .x_stride = xr.stride,
-                                .weight_stride = {weight.stride(0), weight.stride(1)},
-                                .targets = targets_of(targets, xr.rows, weight.size(0), ignore_index),
-                                .options = options,
-                                .loss = static_cast<float*>(loss.mutable_data_ptr()),
-                                .lse = static_cast<double*>(lse.mutable_data_ptr())});
+  GK_LAUNCH(linear_cross_entropy_fwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .rows = xr.rows,
+    .width = xr.cols,
+    .cols = weight.size(0),
+    .x = xr.data,
+    .weight = weight.const_data_ptr(),
+    .x_stride = xr.stride,
+    .weight_stride = {weight.stride(0), weight.stride(1)},
+    .targets = targets_of(targets, xr.rows, weight.size(0), ignore_index),
+    .options = options,
+    .loss = static_cast<float*>(loss.mutable_data_ptr()),
+    .lse = static_cast<double*>(lse.mutable_data_ptr())});
   return {loss, lse};
 }
 
@@ -61,31 +62,32 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_bwd(const Tensor& dloss, const T
   Tensor dx = output(need_dx, x), dweight = output(need_dweight, weight);
   Tensor dlogits = new_tensor({xr.rows * linear_cross_entropy_columns(xr.rows, vocabulary)}, ScalarType::Float, x);
   Tensor dx_sum = new_tensor({need_dx ? xr.rows * xr.cols : 0}, ScalarType::Float, x);
-  linear_cross_entropy_bwd_cpu({.dtype = native_dtype(x, "x"),
-                                .rows = xr.rows,
-                                .width = xr.cols,
-                                .cols = vocabulary,
-                                .x = xr.data,
-                                .weight = weight.const_data_ptr(),
-                                .x_stride = xr.stride,
-                                .weight_stride = {weight.stride(0), weight.stride(1)},
-                                .targets = targets_of(targets, xr.rows, vocabulary, ignore_index),
-                                .options = options,
-                                .dloss = static_cast<const float*>(dloss.const_data_ptr()),
-                                .dloss_stride = per_row ? dloss.stride(0) : 0,
-                                .lse = static_cast<const double*>(statistics.const_data_ptr()),
-                                .dx = need_dx ? dx.mutable_data_ptr() : nullptr,
-                                .dweight = need_dweight ? dweight.mutable_data_ptr() : nullptr,
-                                .dlogits = static_cast<float*>(dlogits.mutable_data_ptr()),
-                                .dx_sum = static_cast<float*>(dx_sum.mutable_data_ptr())});
+  GK_LAUNCH(linear_cross_entropy_bwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .rows = xr.rows,
+    .width = xr.cols,
+    .cols = vocabulary,
+    .x = xr.data,
+    .weight = weight.const_data_ptr(),
+    .x_stride = xr.stride,
+    .weight_stride = {weight.stride(0), weight.stride(1)},
+    .targets = targets_of(targets, xr.rows, vocabulary, ignore_index),
+    .options = options,
+    .dloss = static_cast<const float*>(dloss.const_data_ptr()),
+    .dloss_stride = per_row ? dloss.stride(0) : 0,
+    .lse = static_cast<const double*>(statistics.const_data_ptr()),
+    .dx = need_dx ? dx.mutable_data_ptr() : nullptr,
+    .dweight = need_dweight ? dweight.mutable_data_ptr() : nullptr,
+    .dlogits = static_cast<float*>(dlogits.mutable_data_ptr()),
+    .dx_sum = static_cast<float*>(dx_sum.mutable_data_ptr())});
   return {dx, dweight};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("linear_cross_entropy_fwd.native", TORCH_BOX(&linear_cross_entropy_fwd));
-  m.impl("linear_cross_entropy_bwd.native", TORCH_BOX(&linear_cross_entropy_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("linear_cross_entropy_fwd"), TORCH_BOX(&linear_cross_entropy_fwd));
+  m.impl(GK_OVERLOAD("linear_cross_entropy_bwd"), TORCH_BOX(&linear_cross_entropy_bwd));
 }
 
 }  // namespace grokkernels

@@ -1,7 +1,7 @@
 // merge_attention_states: from torch tensors to the launchers. Schemas: grokkernels/ops/merge_attention_states.py.
 #include "merge_attention_states.h"
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -28,21 +28,22 @@ std::tuple<Tensor, Tensor> merge_attention_states_fwd(const Tensor& o1, const Te
   const Tensor r1 = rows(o1, o1, "o1"), r2 = rows(o2, o1, "o2");
   Tensor o = torch::stable::new_empty(o1, o1.sizes());
   Tensor lse = torch::stable::new_empty(lse1, lse1.sizes());
-  merge_attention_states_fwd_cpu({.dtype = native_dtype(o1, "o1"),
-                                  .batch = o1.size(0),
-                                  .tokens = o1.size(1),
-                                  .heads = o1.size(2),
-                                  .dim = o1.size(3),
-                                  .o1 = r1.const_data_ptr(),
-                                  .o2 = r2.const_data_ptr(),
-                                  .lse1 = statistics(lse1, o1, "lse1"),
-                                  .lse2 = statistics(lse2, o1, "lse2"),
-                                  .o = o.mutable_data_ptr(),
-                                  .lse = static_cast<float*>(lse.mutable_data_ptr()),
-                                  .o1_stride = row_strides(r1),
-                                  .o2_stride = row_strides(r2),
-                                  .lse1_stride = statistic_strides(lse1),
-                                  .lse2_stride = statistic_strides(lse2)});
+  GK_LAUNCH(merge_attention_states_fwd, o1)
+  ({.dtype = native_dtype(o1, "o1"),
+    .batch = o1.size(0),
+    .tokens = o1.size(1),
+    .heads = o1.size(2),
+    .dim = o1.size(3),
+    .o1 = r1.const_data_ptr(),
+    .o2 = r2.const_data_ptr(),
+    .lse1 = statistics(lse1, o1, "lse1"),
+    .lse2 = statistics(lse2, o1, "lse2"),
+    .o = o.mutable_data_ptr(),
+    .lse = static_cast<float*>(lse.mutable_data_ptr()),
+    .o1_stride = row_strides(r1),
+    .o2_stride = row_strides(r2),
+    .lse1_stride = statistic_strides(lse1),
+    .lse2_stride = statistic_strides(lse2)});
   return {o, lse};
 }
 
@@ -56,35 +57,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> merge_attention_states_bwd(const Tens
   Tensor do2 = torch::stable::new_empty(o1, o1.sizes());
   Tensor dlse1 = torch::stable::new_empty(lse1, lse1.sizes());
   Tensor dlse2 = torch::stable::new_empty(lse2, lse2.sizes());
-  merge_attention_states_bwd_cpu({.dtype = native_dtype(o1, "o1"),
-                                  .batch = o1.size(0),
-                                  .tokens = o1.size(1),
-                                  .heads = o1.size(2),
-                                  .dim = o1.size(3),
-                                  .dout = r.const_data_ptr(),
-                                  .dlse = dlse.has_value() ? statistics(*dlse, o1, "dlse") : nullptr,
-                                  .o1 = r1.const_data_ptr(),
-                                  .o2 = r2.const_data_ptr(),
-                                  .lse1 = statistics(lse1, o1, "lse1"),
-                                  .lse2 = statistics(lse2, o1, "lse2"),
-                                  .do1 = do1.mutable_data_ptr(),
-                                  .do2 = do2.mutable_data_ptr(),
-                                  .dlse1 = static_cast<float*>(dlse1.mutable_data_ptr()),
-                                  .dlse2 = static_cast<float*>(dlse2.mutable_data_ptr()),
-                                  .dout_stride = row_strides(r),
-                                  .dlse_stride = dlse.has_value() ? statistic_strides(*dlse) : MergeStrides{},
-                                  .o1_stride = row_strides(r1),
-                                  .o2_stride = row_strides(r2),
-                                  .lse1_stride = statistic_strides(lse1),
-                                  .lse2_stride = statistic_strides(lse2)});
+  GK_LAUNCH(merge_attention_states_bwd, o1)
+  ({.dtype = native_dtype(o1, "o1"),
+    .batch = o1.size(0),
+    .tokens = o1.size(1),
+    .heads = o1.size(2),
+    .dim = o1.size(3),
+    .dout = r.const_data_ptr(),
+    .dlse = dlse.has_value() ? statistics(*dlse, o1, "dlse") : nullptr,
+    .o1 = r1.const_data_ptr(),
+    .o2 = r2.const_data_ptr(),
+    .lse1 = statistics(lse1, o1, "lse1"),
+    .lse2 = statistics(lse2, o1, "lse2"),
+    .do1 = do1.mutable_data_ptr(),
+    .do2 = do2.mutable_data_ptr(),
+    .dlse1 = static_cast<float*>(dlse1.mutable_data_ptr()),
+    .dlse2 = static_cast<float*>(dlse2.mutable_data_ptr()),
+    .dout_stride = row_strides(r),
+    .dlse_stride = dlse.has_value() ? statistic_strides(*dlse) : MergeStrides{},
+    .o1_stride = row_strides(r1),
+    .o2_stride = row_strides(r2),
+    .lse1_stride = statistic_strides(lse1),
+    .lse2_stride = statistic_strides(lse2)});
   return {do1, do2, dlse1, dlse2};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("merge_attention_states_fwd.native", TORCH_BOX(&merge_attention_states_fwd));
-  m.impl("merge_attention_states_bwd.native", TORCH_BOX(&merge_attention_states_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("merge_attention_states_fwd"), TORCH_BOX(&merge_attention_states_fwd));
+  m.impl(GK_OVERLOAD("merge_attention_states_bwd"), TORCH_BOX(&merge_attention_states_bwd));
 }
 
 }  // namespace grokkernels

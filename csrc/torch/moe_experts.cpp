@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -74,27 +74,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
   Tensor token_of = new_tensor({s.rows()}, ScalarType::Int, x);
   Tensor hidden = new_tensor({s.rows(), s.hidden_cols}, dtype, x);
   Tensor down = new_tensor({s.rows(), s.cols}, ScalarType::Float, x);
-  moe_experts_fwd_cpu({.dtype = native_dtype(x, "x"),
-                       .activation = activation_of(activation),
-                       .tokens = s.tokens,
-                       .top_k = s.top_k,
-                       .experts = s.experts,
-                       .cols = s.cols,
-                       .hidden_cols = s.hidden_cols,
-                       .capacity = capacity.value_or(s.rows()),
-                       .x = xr.data,
-                       .experts_weights = experts_of(gate_proj, up_proj, down_proj),
-                       .weights = static_cast<const float*>(w.const_data_ptr()),
-                       .indices = static_cast<const int32_t*>(chosen.const_data_ptr()),
-                       .y = data(y),
-                       .gate = keep ? data(gate) : nullptr,
-                       .up = keep ? data(up) : nullptr,
-                       .slots = data<int32_t>(slots),
-                       .offsets = data<int32_t>(offsets),
-                       .token_of = data<int32_t>(token_of),
-                       .hidden = data(hidden),
-                       .down = data<float>(down),
-                       .x_stride = xr.stride});
+  GK_LAUNCH(moe_experts_fwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .activation = activation_of(activation),
+    .tokens = s.tokens,
+    .top_k = s.top_k,
+    .experts = s.experts,
+    .cols = s.cols,
+    .hidden_cols = s.hidden_cols,
+    .capacity = capacity.value_or(s.rows()),
+    .x = xr.data,
+    .experts_weights = experts_of(gate_proj, up_proj, down_proj),
+    .weights = static_cast<const float*>(w.const_data_ptr()),
+    .indices = static_cast<const int32_t*>(chosen.const_data_ptr()),
+    .y = data(y),
+    .gate = keep ? data(gate) : nullptr,
+    .up = keep ? data(up) : nullptr,
+    .slots = data<int32_t>(slots),
+    .offsets = data<int32_t>(offsets),
+    .token_of = data<int32_t>(token_of),
+    .hidden = data(hidden),
+    .down = data<float>(down),
+    .x_stride = xr.stride});
   return {y, gate, up, slots, offsets};
 }
 
@@ -128,43 +129,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
   const int64_t parts = (s.hidden_cols + kMoeDotCols - 1) / kMoeDotCols;
   Tensor dots = new_tensor({s.rows(), parts}, ScalarType::Float, x);
   Tensor dx_rows = new_tensor({s.rows(), s.cols}, ScalarType::Float, x);
-  moe_experts_bwd_cpu({.dtype = native_dtype(x, "x"),
-                       .activation = activation_of(activation),
-                       .tokens = s.tokens,
-                       .top_k = s.top_k,
-                       .experts = s.experts,
-                       .cols = s.cols,
-                       .hidden_cols = s.hidden_cols,
-                       .dy = dyr.data,
-                       .x = xr.data,
-                       .experts_weights = experts_of(gate_proj, up_proj, down_proj),
-                       .weights = static_cast<const float*>(w.const_data_ptr()),
-                       .slots = static_cast<const int32_t*>(slot.const_data_ptr()),
-                       .offsets = static_cast<const int32_t*>(ends.const_data_ptr()),
-                       .gate = g.const_data_ptr(),
-                       .up = u.const_data_ptr(),
-                       .dx = data(dx),
-                       .dgate_proj = data(dgate_proj),
-                       .dup_proj = data(dup_proj),
-                       .ddown_proj = data(ddown_proj),
-                       .dweights = data<float>(dweights),
-                       .token_of = data<int32_t>(token_of),
-                       .weight_of = data<float>(weight_of),
-                       .dgate = data(dgate),
-                       .dup = data(dup),
-                       .scaled_hidden = data(scaled_hidden),
-                       .dots = data<float>(dots),
-                       .dx_rows = data<float>(dx_rows),
-                       .dy_stride = dyr.stride,
-                       .x_stride = xr.stride});
+  GK_LAUNCH(moe_experts_bwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .activation = activation_of(activation),
+    .tokens = s.tokens,
+    .top_k = s.top_k,
+    .experts = s.experts,
+    .cols = s.cols,
+    .hidden_cols = s.hidden_cols,
+    .dy = dyr.data,
+    .x = xr.data,
+    .experts_weights = experts_of(gate_proj, up_proj, down_proj),
+    .weights = static_cast<const float*>(w.const_data_ptr()),
+    .slots = static_cast<const int32_t*>(slot.const_data_ptr()),
+    .offsets = static_cast<const int32_t*>(ends.const_data_ptr()),
+    .gate = g.const_data_ptr(),
+    .up = u.const_data_ptr(),
+    .dx = data(dx),
+    .dgate_proj = data(dgate_proj),
+    .dup_proj = data(dup_proj),
+    .ddown_proj = data(ddown_proj),
+    .dweights = data<float>(dweights),
+    .token_of = data<int32_t>(token_of),
+    .weight_of = data<float>(weight_of),
+    .dgate = data(dgate),
+    .dup = data(dup),
+    .scaled_hidden = data(scaled_hidden),
+    .dots = data<float>(dots),
+    .dx_rows = data<float>(dx_rows),
+    .dy_stride = dyr.stride,
+    .x_stride = xr.stride});
   return {dx, dgate_proj, dup_proj, ddown_proj, dweights};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("moe_experts_fwd.native", TORCH_BOX(&forward));
-  m.impl("moe_experts_bwd.native", TORCH_BOX(&backward));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("moe_experts_fwd"), TORCH_BOX(&forward));
+  m.impl(GK_OVERLOAD("moe_experts_bwd"), TORCH_BOX(&backward));
 }
 
 }  // namespace grokkernels

@@ -1,7 +1,7 @@
 // moe_gate: from torch tensors to the launchers. Schemas: grokkernels/ops/moe_gate.py.
 #include "moe_gate.h"
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -55,15 +55,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> moe_gate_fwd(const Tensor& lo
   Tensor counts = new_tensor({gate.experts}, ScalarType::Int, logits);
   Tensor load_balance_loss = new_tensor({}, ScalarType::Float, logits);
   Tensor z_loss = new_tensor({}, ScalarType::Float, logits);
-  moe_gate_fwd_cpu({.gate = gate,
-                    .bias = data_or_null<float>(b),
-                    .num_groups = num_groups,
-                    .topk_groups = topk_groups,
-                    .weights = static_cast<float*>(weights.mutable_data_ptr()),
-                    .indices = static_cast<int32_t*>(indices.mutable_data_ptr()),
-                    .counts = static_cast<int32_t*>(counts.mutable_data_ptr()),
-                    .load_balance_loss = static_cast<float*>(load_balance_loss.mutable_data_ptr()),
-                    .z_loss = static_cast<float*>(z_loss.mutable_data_ptr())});
+  GK_LAUNCH(moe_gate_fwd, logits)
+  ({.gate = gate,
+    .bias = data_or_null<float>(b),
+    .num_groups = num_groups,
+    .topk_groups = topk_groups,
+    .weights = static_cast<float*>(weights.mutable_data_ptr()),
+    .indices = static_cast<int32_t*>(indices.mutable_data_ptr()),
+    .counts = static_cast<int32_t*>(counts.mutable_data_ptr()),
+    .load_balance_loss = static_cast<float*>(load_balance_loss.mutable_data_ptr()),
+    .z_loss = static_cast<float*>(z_loss.mutable_data_ptr())});
   return {weights, indices, counts, load_balance_loss, z_loss};
 }
 
@@ -93,21 +94,22 @@ Tensor moe_gate_bwd(const std::optional<Tensor>& dweights, const std::optional<T
     check_shape(*dz_loss, {}, "dz_loss");
   }
   Tensor dlogits = torch::stable::new_empty(logits, logits.sizes());
-  moe_gate_bwd_cpu({.gate = gate,
-                    .dweights = data_or_null<float>(dw),
-                    .dload_balance_loss = data_or_null<float>(dload_balance_loss),
-                    .dz_loss = data_or_null<float>(dz_loss),
-                    .indices = static_cast<const int32_t*>(i.const_data_ptr()),
-                    .counts = static_cast<const int32_t*>(c.const_data_ptr()),
-                    .dlogits = dlogits.mutable_data_ptr()});
+  GK_LAUNCH(moe_gate_bwd, logits)
+  ({.gate = gate,
+    .dweights = data_or_null<float>(dw),
+    .dload_balance_loss = data_or_null<float>(dload_balance_loss),
+    .dz_loss = data_or_null<float>(dz_loss),
+    .indices = static_cast<const int32_t*>(i.const_data_ptr()),
+    .counts = static_cast<const int32_t*>(c.const_data_ptr()),
+    .dlogits = dlogits.mutable_data_ptr()});
   return dlogits;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("moe_gate_fwd.native", TORCH_BOX(&moe_gate_fwd));
-  m.impl("moe_gate_bwd.native", TORCH_BOX(&moe_gate_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("moe_gate_fwd"), TORCH_BOX(&moe_gate_fwd));
+  m.impl(GK_OVERLOAD("moe_gate_bwd"), TORCH_BOX(&moe_gate_bwd));
 }
 
 }  // namespace grokkernels

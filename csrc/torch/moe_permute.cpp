@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -37,18 +37,19 @@ std::tuple<Tensor, Tensor, Tensor> permute_fwd(const Tensor& x, const Tensor& in
   Tensor rows = new_tensor({pairs, xr.cols}, x.scalar_type(), x);
   Tensor slots = new_tensor({in.tokens, in.top_k}, ScalarType::Int, x);
   Tensor offsets = new_tensor({num_experts}, ScalarType::Int, x);
-  moe_permute_fwd_cpu({.dtype = native_dtype(x, "x"),
-                       .tokens = in.tokens,
-                       .top_k = in.top_k,
-                       .cols = xr.cols,
-                       .experts = num_experts,
-                       .capacity = capacity.value_or(pairs),
-                       .x = xr.data,
-                       .indices = in.data(),
-                       .rows = rows.mutable_data_ptr(),
-                       .slots = static_cast<int32_t*>(slots.mutable_data_ptr()),
-                       .offsets = static_cast<int32_t*>(offsets.mutable_data_ptr()),
-                       .x_stride = xr.stride});
+  GK_LAUNCH(moe_permute_fwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .tokens = in.tokens,
+    .top_k = in.top_k,
+    .cols = xr.cols,
+    .experts = num_experts,
+    .capacity = capacity.value_or(pairs),
+    .x = xr.data,
+    .indices = in.data(),
+    .rows = rows.mutable_data_ptr(),
+    .slots = static_cast<int32_t*>(slots.mutable_data_ptr()),
+    .offsets = static_cast<int32_t*>(offsets.mutable_data_ptr()),
+    .x_stride = xr.stride});
   return {rows, slots, offsets};
 }
 
@@ -56,14 +57,15 @@ Tensor permute_bwd(const Tensor& drows, const Tensor& slots) {
   const Pairs in = pairs_of(slots, "slots");
   const Rows dr = matrix(drows, in.tokens * in.top_k, "drows");
   Tensor dx = new_tensor({in.tokens, dr.cols}, drows.scalar_type(), drows);
-  moe_permute_bwd_cpu({.dtype = native_dtype(drows, "drows"),
-                       .tokens = in.tokens,
-                       .top_k = in.top_k,
-                       .cols = dr.cols,
-                       .drows = dr.data,
-                       .slots = in.data(),
-                       .dx = dx.mutable_data_ptr(),
-                       .drows_stride = dr.stride});
+  GK_LAUNCH(moe_permute_bwd, drows)
+  ({.dtype = native_dtype(drows, "drows"),
+    .tokens = in.tokens,
+    .top_k = in.top_k,
+    .cols = dr.cols,
+    .drows = dr.data,
+    .slots = in.data(),
+    .dx = dx.mutable_data_ptr(),
+    .drows_stride = dr.stride});
   return dx;
 }
 
@@ -78,15 +80,16 @@ Tensor unpermute_fwd(const Tensor& y, const Tensor& weights, const Tensor& slots
   const Rows yr = matrix(y, in.tokens * in.top_k, "y");
   const Tensor w = weights_of(weights, in);
   Tensor out = new_tensor({in.tokens, yr.cols}, y.scalar_type(), y);
-  moe_unpermute_fwd_cpu({.dtype = native_dtype(y, "y"),
-                         .tokens = in.tokens,
-                         .top_k = in.top_k,
-                         .cols = yr.cols,
-                         .y = yr.data,
-                         .weights = static_cast<const float*>(w.const_data_ptr()),
-                         .slots = in.data(),
-                         .out = out.mutable_data_ptr(),
-                         .y_stride = yr.stride});
+  GK_LAUNCH(moe_unpermute_fwd, y)
+  ({.dtype = native_dtype(y, "y"),
+    .tokens = in.tokens,
+    .top_k = in.top_k,
+    .cols = yr.cols,
+    .y = yr.data,
+    .weights = static_cast<const float*>(w.const_data_ptr()),
+    .slots = in.data(),
+    .out = out.mutable_data_ptr(),
+    .y_stride = yr.stride});
   return out;
 }
 
@@ -98,28 +101,29 @@ std::tuple<Tensor, Tensor> unpermute_bwd(const Tensor& dout, const Tensor& y, co
   const Tensor w = weights_of(weights, in);
   Tensor dy = new_tensor({yr.rows, yr.cols}, y.scalar_type(), y);
   Tensor dweights = new_tensor({in.tokens, in.top_k}, ScalarType::Float, y);
-  moe_unpermute_bwd_cpu({.dtype = native_dtype(y, "y"),
-                         .tokens = in.tokens,
-                         .top_k = in.top_k,
-                         .cols = yr.cols,
-                         .dout = dr.data,
-                         .y = yr.data,
-                         .weights = static_cast<const float*>(w.const_data_ptr()),
-                         .slots = in.data(),
-                         .dy = dy.mutable_data_ptr(),
-                         .dweights = static_cast<float*>(dweights.mutable_data_ptr()),
-                         .dout_stride = dr.stride,
-                         .y_stride = yr.stride});
+  GK_LAUNCH(moe_unpermute_bwd, y)
+  ({.dtype = native_dtype(y, "y"),
+    .tokens = in.tokens,
+    .top_k = in.top_k,
+    .cols = yr.cols,
+    .dout = dr.data,
+    .y = yr.data,
+    .weights = static_cast<const float*>(w.const_data_ptr()),
+    .slots = in.data(),
+    .dy = dy.mutable_data_ptr(),
+    .dweights = static_cast<float*>(dweights.mutable_data_ptr()),
+    .dout_stride = dr.stride,
+    .y_stride = yr.stride});
   return {dy, dweights};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("moe_permute_fwd.native", TORCH_BOX(&permute_fwd));
-  m.impl("moe_permute_bwd.native", TORCH_BOX(&permute_bwd));
-  m.impl("moe_unpermute_fwd.native", TORCH_BOX(&unpermute_fwd));
-  m.impl("moe_unpermute_bwd.native", TORCH_BOX(&unpermute_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("moe_permute_fwd"), TORCH_BOX(&permute_fwd));
+  m.impl(GK_OVERLOAD("moe_permute_bwd"), TORCH_BOX(&permute_bwd));
+  m.impl(GK_OVERLOAD("moe_unpermute_fwd"), TORCH_BOX(&unpermute_fwd));
+  m.impl(GK_OVERLOAD("moe_unpermute_bwd"), TORCH_BOX(&unpermute_bwd));
 }
 
 }  // namespace grokkernels

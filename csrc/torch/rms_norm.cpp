@@ -1,7 +1,7 @@
 // rms_norm: from torch tensors to the launchers. Schemas: grokkernels/ops/rms_norm.py.
 #include "rms_norm.h"
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -28,20 +28,21 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<
           "residual must have the shape and dtype of x");
     rr = rows_of(*residual);
   }
-  rms_norm_fwd_cpu({.dtype = native_dtype(x, "x"),
-                    .weight_dtype = wdtype,
-                    .rows = xr.rows,
-                    .cols = xr.cols,
-                    .x = xr.data,
-                    .residual = rr ? rr->data : nullptr,
-                    .weight = w.const_data_ptr(),
-                    .y = y.mutable_data_ptr(),
-                    .h = rr ? h.mutable_data_ptr() : nullptr,
-                    .rstd = static_cast<float*>(rstd.mutable_data_ptr()),
-                    .x_stride = xr.stride,
-                    .residual_stride = rr ? rr->stride : 0,
-                    .eps = static_cast<float>(eps),
-                    .zero_centered = zero_centered});
+  GK_LAUNCH(rms_norm_fwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .weight_dtype = wdtype,
+    .rows = xr.rows,
+    .cols = xr.cols,
+    .x = xr.data,
+    .residual = rr ? rr->data : nullptr,
+    .weight = w.const_data_ptr(),
+    .y = y.mutable_data_ptr(),
+    .h = rr ? h.mutable_data_ptr() : nullptr,
+    .rstd = static_cast<float*>(rstd.mutable_data_ptr()),
+    .x_stride = xr.stride,
+    .residual_stride = rr ? rr->stride : 0,
+    .eps = static_cast<float>(eps),
+    .zero_centered = zero_centered});
   return {y, h, rstd};
 }
 
@@ -72,30 +73,31 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Te
   }
   Tensor dx = torch::stable::new_empty(x, x.sizes());
   Tensor dweight = torch::stable::new_empty(w, w.sizes());
-  rms_norm_bwd_cpu({.dtype = native_dtype(x, "x"),
-                    .weight_dtype = wdtype,
-                    .rows = xr.rows,
-                    .cols = xr.cols,
-                    .dy = dyr.data,
-                    .dh = dhr ? dhr->data : nullptr,
-                    .x = xr.data,
-                    .weight = w.const_data_ptr(),
-                    .rstd = static_cast<const float*>(r.const_data_ptr()),
-                    .dx = dx.mutable_data_ptr(),
-                    .dweight = dweight.mutable_data_ptr(),
-                    .dy_stride = dyr.stride,
-                    .dh_stride = dhr ? dhr->stride : 0,
-                    .x_stride = xr.stride,
-                    .zero_centered = zero_centered});
+  GK_LAUNCH(rms_norm_bwd, x)
+  ({.dtype = native_dtype(x, "x"),
+    .weight_dtype = wdtype,
+    .rows = xr.rows,
+    .cols = xr.cols,
+    .dy = dyr.data,
+    .dh = dhr ? dhr->data : nullptr,
+    .x = xr.data,
+    .weight = w.const_data_ptr(),
+    .rstd = static_cast<const float*>(r.const_data_ptr()),
+    .dx = dx.mutable_data_ptr(),
+    .dweight = dweight.mutable_data_ptr(),
+    .dy_stride = dyr.stride,
+    .dh_stride = dhr ? dhr->stride : 0,
+    .x_stride = xr.stride,
+    .zero_centered = zero_centered});
   return {dx, dweight};
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("rms_norm_fwd.native", TORCH_BOX(&rms_norm_fwd));
-  m.impl("add_rms_norm_fwd.native", TORCH_BOX(&add_rms_norm_fwd));
-  m.impl("rms_norm_bwd.native", TORCH_BOX(&rms_norm_bwd));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("rms_norm_fwd"), TORCH_BOX(&rms_norm_fwd));
+  m.impl(GK_OVERLOAD("add_rms_norm_fwd"), TORCH_BOX(&add_rms_norm_fwd));
+  m.impl(GK_OVERLOAD("rms_norm_bwd"), TORCH_BOX(&rms_norm_bwd));
 }
 
 }  // namespace grokkernels

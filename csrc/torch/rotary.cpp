@@ -1,7 +1,7 @@
 // rotary: from torch tensors to the launcher. Schemas: grokkernels/ops/rotary.py.
 #include "rotary.h"
 
-#include "torch/tensor.h"
+#include "torch/column.h"
 
 namespace grokkernels {
 namespace {
@@ -72,24 +72,25 @@ void turn(const Tensor& q, Tensor& qy, const std::optional<Tensor>& k, Tensor* k
   }
 
   int64_t outside = -1;
-  rotary_cpu({.dtype = native_dtype(q, "q"),
-              .batch = batch,
-              .tokens = tokens,
-              .dim = dim,
-              .rotated = 2 * cos.size(1),
-              .max_position = cos.size(0),
-              .q = rotary_tensor(q, qy),
-              .k = k.has_value() ? rotary_tensor(*k, *ky) : RotaryTensor{},
-              .cos = static_cast<const float*>(cos.const_data_ptr()),
-              .sin = static_cast<const float*>(sin.const_data_ptr()),
-              .positions = data_or_null<int64_t>(positions),
-              .cu_seqlens = starts,
-              .sequences = sequences,
-              .offset = o.offset,
-              .position_per_token = per_token,
-              .interleaved = o.interleaved,
-              .inverse = o.inverse,
-              .outside = &outside});
+  GK_LAUNCH(rotary, q)
+  ({.dtype = native_dtype(q, "q"),
+    .batch = batch,
+    .tokens = tokens,
+    .dim = dim,
+    .rotated = 2 * cos.size(1),
+    .max_position = cos.size(0),
+    .q = rotary_tensor(q, qy),
+    .k = k.has_value() ? rotary_tensor(*k, *ky) : RotaryTensor{},
+    .cos = static_cast<const float*>(cos.const_data_ptr()),
+    .sin = static_cast<const float*>(sin.const_data_ptr()),
+    .positions = data_or_null<int64_t>(positions),
+    .cu_seqlens = starts,
+    .sequences = sequences,
+    .offset = o.offset,
+    .position_per_token = per_token,
+    .interleaved = o.interleaved,
+    .inverse = o.inverse,
+    .outside = &outside});
   check(outside < 0, "the position of token ", outside, " is outside the ", cos.size(0), " rows of cos and sin");
 }
 
@@ -117,9 +118,9 @@ void rotary_inplace(Tensor q, std::optional<Tensor> k, const Tensor& cos, const 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(grokkernels, CPU, m) {
-  m.impl("rotary_fwd.native", TORCH_BOX(&rotary_fwd));
-  m.impl("rotary_inplace.native", TORCH_BOX(&rotary_inplace));
+STABLE_TORCH_LIBRARY_IMPL(grokkernels, GK_DISPATCH_KEY, m) {
+  m.impl(GK_OVERLOAD("rotary_fwd"), TORCH_BOX(&rotary_fwd));
+  m.impl(GK_OVERLOAD("rotary_inplace"), TORCH_BOX(&rotary_inplace));
 }
 
 }  // namespace grokkernels

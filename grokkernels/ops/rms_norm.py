@@ -94,7 +94,7 @@ _add_fwd = dispatch.define(
 )
 
 
-def _supports_cpu(
+def _supports_native(
     x: torch.Tensor,
     weight: torch.Tensor,
     eps: float = 1e-5,
@@ -107,7 +107,7 @@ def _supports_cpu(
     return dispatch.native_dtypes(x=x, residual=residual, weight=weight)
 
 
-ROW = dispatch.Row("rms_norm", {"cpu": _supports_cpu})
+ROW = dispatch.Row("rms_norm", {"cpu": _supports_native})
 
 
 def rms_norm(

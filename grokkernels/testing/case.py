@@ -35,6 +35,7 @@ class Table:
     """The cases of one op, and how to call and judge it.
 
     `grad` names the arguments whose gradients are judged. `op` takes `backend=`, `reference` does not.
+    `architectures` are those for which the CUDA column has kernels of their own.
     """
 
     op: Callable[..., Any]
@@ -42,6 +43,7 @@ class Table:
     grad: tuple[str, ...]
     cases: tuple[Case, ...]
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    architectures: tuple[str, ...] = ("sm_80",)
 
     @property
     def name(self) -> str:

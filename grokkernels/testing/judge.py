@@ -196,16 +196,32 @@ def nan_outputs() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+def levels(table: Table, backend: str) -> list[str | None]:
+    """What a backend can be run as on this machine: CPU levels, emulated architectures; else [None]."""
+    if backend == "cpu":
+        assert native.module is not None, native.load_error
+        return list(native.module.cpu_levels())
+    return list(table.architectures) if backend == "emulated" else [None]
+
+
 @contextmanager
-def cpu_level(name: str | None) -> Iterator[None]:
-    """Run the CPU backend at this instruction-set level inside; None leaves it as it is."""
-    if name is None:
+def at_level(level: str | None) -> Iterator[None]:
+    """Run the CPU backend at this instruction-set level inside, or the emulated one as this architecture ("sm_90").
+
+    None leaves both as they are.
+    """
+    if level is None:
         yield
         return
-    assert native.module is not None, native.load_error
-    before = native.module.cpu_level()
-    native.module.set_cpu_level(name)
+    if level.startswith("sm_"):
+        assert native.emulated is not None, native.emulated_error
+        get, put, value = native.emulated.architecture, native.emulated.set_architecture, int(level[3:])
+    else:
+        assert native.module is not None, native.load_error
+        get, put, value = native.module.cpu_level, native.module.set_cpu_level, level
+    before = get()
+    put(value)
     try:
         yield
     finally:
-        native.module.set_cpu_level(before)
+        put(before)

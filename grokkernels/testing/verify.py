@@ -18,7 +18,7 @@ class Result:
 
     op: str
     backend: str
-    level: str | None
+    level: str | None  # CPU level or emulated architecture
     dtype: str
     cases: int
     worst: float  # error over what the float64 rule allows: 1 is the limit
@@ -41,12 +41,19 @@ def plan(backend: str | None, op: str | None, quick: bool) -> list[tuple[Table, 
     if name == "cpu" and native.module is None:
         raise ValueError(f"--backend cpu cannot run: {native.load_error}")
     chosen = {key: table for key, table in all_tables.items() if op in (None, key)}
-    if name not in ("cpu", "reference") and not any(name in dispatch.ROWS[t.name].supports for t in chosen.values()):
+    if name == "emulated" and native.emulated is None:
+        raise ValueError(f"--backend emulated cannot run: {native.emulated_error}")
+    column = "cuda" if name == "emulated" else name
+    chosen = {key: t for key, t in chosen.items() if name == "reference" or column in dispatch.ROWS[t.name].supports}
+    if not chosen:
         raise ValueError(f"--backend {name} cannot run: no op has kernels for it in this build")
-    levels: list[str | None] = [None]
-    if name == "cpu":
-        levels = [native.module.cpu_level()] if quick else list(native.module.cpu_levels())
-    return [(table, name, level, dtype) for table in chosen.values() for level in levels for dtype in table.dtypes]
+    as_it_is: list[str | None] = [native.module.cpu_level()] if name == "cpu" and quick else []
+    return [
+        (table, name, level, dtype)
+        for table in chosen.values()
+        for level in as_it_is or judge.levels(table, name)
+        for dtype in table.dtypes
+    ]
 
 
 def run(table: Table, backend: str, level: str | None, dtype: torch.dtype, *, quick: bool) -> Result:
@@ -55,7 +62,7 @@ def run(table: Table, backend: str, level: str | None, dtype: torch.dtype, *, qu
     if quick:
         cases = tuple(case for i, case in enumerate(cases) if i % 3 == 0 or i == len(cases) - 1)
     worst, worst_case, failures = 0.0, "", []
-    with judge.cpu_level(level):
+    with judge.at_level(level):
         for case in cases:
             try:
                 verdict = judge.judge(table, case, dtype, backend)

@@ -1,0 +1,161 @@
+// Tiles in shared memory and the tensor-core operands read from them, the same for bfloat16, float16 and float.
+//
+// A tile is rows of 16-byte chunks; chunk c of row r stands where c ^ (some bits of r) would, so that the eight rows an
+// ldmatrix reads lie in different banks. float is multiplied in three tf32 products (Ootomo and Yokota, "Recovering
+// single precision accuracy from Tensor Cores", 2022): x = high + low, and high*high + high*low + low*high loses no
+// more than a float32 product's rounding.
+//
+// One multiply-accumulate takes kDepth<T> of the inner dimension: 16 elements of 16 bits, or 8 floats. Within those 8,
+// register t and t + 4 of the hardware's layout hold columns 2t and 2t + 1 (a sum may be taken in any order): then an
+// accumulator is the left operand of the next product as it lies, for every T.
+#pragma once
+
+#include <device/convert.cuh>
+#include <device/matrix.cuh>
+#include <device/memory.cuh>
+
+namespace grokkernels::device {
+
+template <typename T>
+inline constexpr int kDepth = 32 / static_cast<int>(sizeof(T));
+
+// kRows x kCols elements at a shared address, 128-byte aligned; kCols * sizeof(T) is a multiple of 32 bytes.
+template <typename T, int kRows, int kCols>
+struct Tile {
+  static constexpr int kChunks = kCols * static_cast<int>(sizeof(T)) / 16;  // of a row
+  static constexpr int kBytes = kRows * kChunks * 16;
+  static_assert(kChunks % 2 == 0);
+
+  uint32_t base;
+
+  // The shared address of chunk `chunk` of row `row`.
+  GK_DEVICE uint32_t chunk(int row, int chunk) const {
+    const int swizzle = kChunks % 8 == 0 ? row & 7 : kChunks % 4 == 0 ? row >> 1 & 3 : row >> 2 & 1;
+    return base + static_cast<uint32_t>((row * kChunks + (chunk ^ swizzle)) * 16);
+  }
+
+  // The shared address of one element.
+  GK_DEVICE uint32_t at(int row, int col) const {
+    constexpr int kInChunk = 16 / static_cast<int>(sizeof(T));
+    return chunk(row, col / kInChunk) + static_cast<uint32_t>(col % kInChunk * static_cast<int>(sizeof(T)));
+  }
+};
+
+// The left operand, 16 x kDepth<T>: rows row..row+15 and columns col..col+kDepth-1 of the tile.
+template <typename T, int kRows, int kCols>
+GK_DEVICE void load_left(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&a)[4]) {
+  const int lane = lane_id();
+  if constexpr (sizeof(T) == 2) {
+    load_matrix_x4(a, tile.chunk(row + lane % 16, col / 8 + lane / 16));
+  } else {
+    const int g = lane / 4, t = lane % 4;
+    const Words2 upper = load_shared_8(tile.at(row + g, col + 2 * t));
+    const Words2 lower = load_shared_8(tile.at(row + g + 8, col + 2 * t));
+    a[0] = upper.word[0];
+    a[1] = lower.word[0];
+    a[2] = upper.word[1];
+    a[3] = lower.word[1];
+  }
+}
+
+// The same of the tile transposed: operand row i is tile column col + i, operand column k is tile row row + k.
+template <typename T, int kRows, int kCols>
+GK_DEVICE void load_left_transposed(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&a)[4]) {
+  const int lane = lane_id();
+  if constexpr (sizeof(T) == 2) {
+    load_matrix_x4_trans(a, tile.chunk(row + lane / 16 * 8 + lane % 8, col / 8 + lane / 8 % 2));
+  } else {
+    const int g = lane / 4, t = lane % 4;
+    a[0] = load_shared_4(tile.at(row + 2 * t, col + g));
+    a[1] = load_shared_4(tile.at(row + 2 * t, col + g + 8));
+    a[2] = load_shared_4(tile.at(row + 2 * t + 1, col + g));
+    a[3] = load_shared_4(tile.at(row + 2 * t + 1, col + g + 8));
+  }
+}
+
+// Two right operands, kDepth<T> x 8 each, from a tile whose rows are the operand's columns (a weight (N, K), keys):
+// operand column j of b[i] is tile row row + 8 * i + j, operand row k is tile column col + k.
+template <typename T, int kRows, int kCols>
+GK_DEVICE void load_right(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&b)[2][2]) {
+  const int lane = lane_id();
+  if constexpr (sizeof(T) == 2) {
+    uint32_t r[4];
+    load_matrix_x4(r, tile.chunk(row + lane / 16 * 8 + lane % 8, col / 8 + lane / 8 % 2));
+    b[0][0] = r[0];
+    b[0][1] = r[1];
+    b[1][0] = r[2];
+    b[1][1] = r[3];
+  } else {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const Words2 pair = load_shared_8(tile.at(row + 8 * i + g, col + 2 * t));
+      b[i][0] = pair.word[0];
+      b[i][1] = pair.word[1];
+    }
+  }
+}
+
+// The same from a tile that lies as the operand does (a weight (K, N), values): operand row k is tile row row + k,
+// column j of b[i] is tile column col + 8 * i + j.
+template <typename T, int kRows, int kCols>
+GK_DEVICE void load_right_transposed(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&b)[2][2]) {
+  const int lane = lane_id();
+  if constexpr (sizeof(T) == 2) {
+    uint32_t r[4];
+    load_matrix_x4_trans(r, tile.chunk(row + lane % 16, col / 8 + lane / 16));
+    b[0][0] = r[0];
+    b[0][1] = r[1];
+    b[1][0] = r[2];
+    b[1][1] = r[3];
+  } else {
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      b[i][0] = load_shared_4(tile.at(row + 2 * t, col + 8 * i + g));
+      b[i][1] = load_shared_4(tile.at(row + 2 * t + 1, col + 8 * i + g));
+    }
+  }
+}
+
+// d (16 x 8) += a (16 x kDepth<T>) b (kDepth<T> x 8). d[0], d[1]: row lane / 4, columns 2 (lane % 4) and the next;
+// d[2], d[3]: the row 8 below.
+template <typename T>
+GK_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (sizeof(T) == 2) {
+    mma_m16n8k16<T>(d, a, b);
+  } else {
+    uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      a_high[i] = to_tf32(bits_to_float(a[i]));
+      a_low[i] = to_tf32(bits_to_float(a[i]) - bits_to_float(a_high[i]));
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      b_high[i] = to_tf32(bits_to_float(b[i]));
+      b_low[i] = to_tf32(bits_to_float(b[i]) - bits_to_float(b_high[i]));
+    }
+    mma_m16n8k8_tf32(d, a_low, b_high);
+    mma_m16n8k8_tf32(d, a_high, b_low);
+    mma_m16n8k8_tf32(d, a_high, b_high);
+  }
+}
+
+// A left operand from accumulators that lie side by side: kDepth<T> / 8 of them, 16 x 8 each.
+template <typename T>
+GK_DEVICE void left_from_accumulators(const float (*d)[4], uint32_t (&a)[4]) {
+  if constexpr (sizeof(T) == 2) {
+    a[0] = narrow_pair<T>(d[0][0], d[0][1]);
+    a[1] = narrow_pair<T>(d[0][2], d[0][3]);
+    a[2] = narrow_pair<T>(d[1][0], d[1][1]);
+    a[3] = narrow_pair<T>(d[1][2], d[1][3]);
+  } else {
+    a[0] = float_to_bits(d[0][0]);
+    a[1] = float_to_bits(d[0][2]);
+    a[2] = float_to_bits(d[0][1]);
+    a[3] = float_to_bits(d[0][3]);
+  }
+}
+
+}  // namespace grokkernels::device

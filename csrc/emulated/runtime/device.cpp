@@ -1,0 +1,740 @@
+#include "emulated/runtime/device.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "emulated/runtime/fiber.h"
+
+namespace grokkernels::emulated {
+namespace {
+
+constexpr size_t kStack = 256 * 1024;
+constexpr size_t kSharedStride = 256 * 1024;  // between the shared memories of a cluster's blocks
+constexpr unsigned kMostBlocksOfCluster = 16;
+
+// What one OS thread keeps between launches.
+struct Worker {
+  void* stack_pointer = nullptr;  // of the OS thread itself, while fibers run
+  void* tsan = nullptr;
+  Cluster cluster;
+  std::vector<char*> stacks;
+  char* shared = nullptr;
+  uint64_t random_state = 1;
+  bool random = false;
+  std::string error;
+  uint64_t switches = 0, barriers = 0, collectives = 0;
+
+  uint32_t random_number() {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return static_cast<uint32_t>(random_state >> 20);
+  }
+  uint32_t below(size_t n) { return random_number() % static_cast<uint32_t>(n); }
+};
+
+struct Launch {
+  const LaunchShape* shape;
+  const std::function<void()>* thread;
+};
+
+thread_local Worker* t_worker = nullptr;
+thread_local Fiber* t_fiber = nullptr;
+thread_local const Launch* t_launch = nullptr;
+
+// Not inlined: a compiler may keep the address of a thread_local, and a later grid runs the fiber on another thread.
+GK_UNWATCHED __attribute__((noinline)) Worker& worker() { return *t_worker; }
+
+GK_UNWATCHED void to_worker(bool for_good) {
+  Fiber* fiber = t_fiber;
+  t_fiber = nullptr;
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(worker().tsan, 1);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber->asan, nullptr, 0);
+#endif
+  (void)for_good;
+  switch_stack(&fiber->stack_pointer, worker().stack_pointer);
+}
+
+GK_UNWATCHED void to_fiber(Fiber* next) {
+  Fiber* fiber = t_fiber;
+  if (fiber == next) return;
+  t_fiber = next;
+  ++worker().switches;
+#if defined(__SANITIZE_THREAD__)
+  __tsan_switch_to_fiber(next->tsan, 1);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(fiber->done ? nullptr : &fiber->asan, next->stack, kStack);
+#endif
+  switch_stack(&fiber->stack_pointer, next->stack_pointer);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(t_fiber->asan, nullptr, nullptr);
+#endif
+}
+
+// One of the set bits: the next after `after`, or any.
+int pick(uint32_t bits, int after) {
+  Worker& w = worker();
+  if (w.random) {
+    for (uint32_t skip = w.below(static_cast<size_t>(__builtin_popcount(bits))); skip > 0; --skip) bits &= bits - 1;
+    return __builtin_ctz(bits);
+  }
+  const uint32_t later = after >= 31 ? 0 : bits & (~0u << (after + 1));
+  return __builtin_ctz(later ? later : bits);
+}
+
+void run_copy(Copy& copy) {
+  if (copy.done) return;
+  copy.done = true;
+  std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.valid));
+  std::memset(copy.to + copy.valid, 0, static_cast<size_t>(copy.bytes - copy.valid));
+}
+
+void run_in_flight(Cluster& cluster, size_t i) {
+  const Work work = std::move(cluster.in_flight[i]);
+  cluster.in_flight.erase(cluster.in_flight.begin() + static_cast<ptrdiff_t>(i));
+  work();
+}
+
+// With a random schedule: something asynchronous, chosen at random, takes effect.
+void progress() {
+  Worker& w = worker();
+  Cluster& cluster = w.cluster;
+  if (!cluster.in_flight.empty() && w.below(2) == 0) return run_in_flight(cluster, w.below(cluster.in_flight.size()));
+  Warp& warp = cluster.warps[w.below(cluster.warps.size())];
+  if (warp.matrix_done < warp.matrix_operations.size()) return warp.matrix_operations[warp.matrix_done++]();
+  Fiber& fiber = *warp.lane[w.below(static_cast<size_t>(warp.lanes))];
+  if (!fiber.copies.empty()) return run_copy(fiber.copies[w.below(fiber.copies.size())]);
+  if (!fiber.bulk_groups.empty()) {
+    auto& group = fiber.bulk_groups[w.below(fiber.bulk_groups.size())];
+    if (!group.empty()) {
+      const size_t i = w.below(group.size());
+      const Work work = std::move(group[i]);
+      group.erase(group.begin() + static_cast<ptrdiff_t>(i));
+      work();
+    }
+  }
+}
+
+std::string deadlock(const Cluster& cluster) {
+  std::string words = "deadlock: no thread can run";
+  int shown = 0;
+  for (const Warp& warp : cluster.warps) {
+    const Fiber* first = nullptr;
+    int waiting = 0;
+    for (int lane = 0; lane < warp.lanes; ++lane) {
+      if (warp.lane[lane]->done) continue;
+      if (first == nullptr) first = warp.lane[lane];
+      ++waiting;
+    }
+    if (first == nullptr) continue;
+    if (++shown > 8) return words + "; ...";
+    words += "; block " + std::to_string(first->block->index.x) + " warp " + std::to_string(first->index / 32) + " (" +
+             std::to_string(waiting) + " lanes): lane " + std::to_string(first->lane) + " waits on " + first->waits_on;
+    if (first->barrier_address != 0)
+      words += " at shared address " + std::to_string(first->barrier_address) + ", parity " +
+               std::to_string(first->barrier_parity);
+  }
+  return words;
+}
+
+// The running thread gives up the processor: because it waits, or only to let others go first.
+void schedule() {
+  Worker& w = worker();
+  Cluster& cluster = w.cluster;
+  Warp* mine = t_fiber->warp;
+  if (w.random && (w.random_number() & 3) == 0) progress();
+  for (;;) {
+    // In order: stay in the warp while a lane of it can run. At random: mostly stay, sometimes leave it.
+    if (mine->runnable != 0 && (!w.random || (w.random_number() & 15) != 0))
+      return to_fiber(mine->lane[pick(mine->runnable, t_fiber->lane)]);
+    const size_t count = cluster.warps.size();
+    const size_t start = w.random ? w.below(count) : static_cast<size_t>(mine->index) + 1;
+    for (size_t i = 0; i < count; ++i) {
+      Warp& warp = cluster.warps[(start + i) % count];
+      if (warp.runnable != 0) return to_fiber(warp.lane[pick(warp.runnable, 31)]);
+    }
+    if (!cluster.in_flight.empty()) {  // nobody can run: the copy engine moves
+      run_in_flight(cluster, w.random ? w.below(cluster.in_flight.size()) : 0);
+      continue;
+    }
+    if (cluster.done == cluster.threads) return to_worker(true);
+    fail(deadlock(cluster));
+  }
+}
+
+void make_runnable(Fiber* fiber) { fiber->warp->runnable |= 1u << fiber->lane; }
+
+void wait_for(const char* what) {
+  t_fiber->waits_on = what;
+  t_fiber->warp->runnable &= ~(1u << t_fiber->lane);
+  schedule();
+}
+
+void open_barrier(NamedBarrier& barrier) {
+  barrier.arrived = 0;
+  for (Fiber* fiber : barrier.waiting) make_runnable(fiber);
+  barrier.waiting.clear();
+}
+
+void fiber_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+  Fiber& fiber = *t_fiber;
+  acquire(fiber.block->cluster);
+  (*t_launch->thread)();
+  release(fiber.block->cluster);
+  const Unwatched unwatched;
+  for (const Copy& copy : fiber.copies)
+    if (copy.valid > 0) fail("the thread returns before it has waited for its asynchronous copies");
+  for (const auto& group : fiber.bulk_groups)
+    if (!group.empty()) fail("the thread returns before it has waited for its bulk stores");
+  fiber.done = true;
+  Block& block = *fiber.block;
+  ++block.done;
+  ++block.cluster->done;
+  fiber.warp->runnable &= ~(1u << fiber.lane);
+  // Threads that have returned no longer count at __syncthreads.
+  NamedBarrier& barrier = block.barriers[0];
+  if (barrier.arrived > 0 && barrier.arrived == block.threads - block.done) open_barrier(barrier);
+  schedule();
+  std::abort();
+}
+
+char* stack(Worker& w, size_t i) {
+  while (w.stacks.size() <= i) {
+    void* memory = mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) throw Error("the emulated device found no memory for its threads' stacks");
+    w.stacks.push_back(static_cast<char*>(memory));
+  }
+  return w.stacks[i];
+}
+
+void prepare_block(Worker& w, Block& block, const LaunchShape& shape, Index3 index, int rank) {
+  block.cluster = &w.cluster;
+  block.index = index;
+  block.rank = rank;
+  block.threads = static_cast<int>(shape.block.x * shape.block.y * shape.block.z);
+  block.done = 0;
+  block.shared = w.shared + static_cast<size_t>(rank) * kSharedStride;
+  block.shared_bytes = shape.shared_bytes;
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(block.shared, kSharedStride);
+#endif
+  std::memset(block.shared, 0xFF, block.shared_bytes);
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_poison_memory_region(block.shared + block.shared_bytes, kSharedStride - block.shared_bytes);
+#endif
+  for (NamedBarrier& barrier : block.barriers) {
+    barrier.arrived = 0;
+    barrier.waiting.clear();
+  }
+  block.mbarriers.clear();
+  block.fibers.resize(static_cast<size_t>(block.threads));
+}
+
+void prepare_fiber(Worker& w, Fiber& fiber, Block& block, Warp& warp, int index, size_t stack_index) {
+  const LaunchShape& shape = *t_launch->shape;
+  fiber.block = &block;
+  fiber.warp = &warp;
+  fiber.index = index;
+  fiber.lane = index % 32;
+  const unsigned i = static_cast<unsigned>(index);
+  fiber.thread = {i % shape.block.x, i / shape.block.x % shape.block.y, i / (shape.block.x * shape.block.y)};
+  fiber.done = false;
+  fiber.copies.clear();
+  fiber.groups.clear();
+  fiber.bulk_groups.clear();
+  fiber.barrier_address = 0;
+  fiber.asan = nullptr;
+  fiber.stack = stack(w, stack_index);
+  warp.lane[fiber.lane] = &fiber;
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(fiber.stack, kStack);
+#endif
+  void** top = reinterpret_cast<void**>(fiber.stack + kStack);
+  *--top = nullptr;
+  *--top = reinterpret_cast<void*>(&fiber_main);
+  for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
+  fiber.stack_pointer = top;
+#if defined(__SANITIZE_THREAD__)
+  if (fiber.tsan != nullptr) __tsan_destroy_fiber(fiber.tsan);
+  fiber.tsan = __tsan_create_fiber(0);
+#endif
+}
+
+void run_cluster(Worker& w, Index3 first_block) {
+  const LaunchShape& shape = *t_launch->shape;
+  Cluster& cluster = w.cluster;
+  cluster.blocks.resize(shape.cluster);
+  cluster.done = 0;
+  cluster.barrier = {};
+  cluster.mbarrier_waiters.clear();
+  cluster.in_flight.clear();
+  const int threads = static_cast<int>(shape.block.x * shape.block.y * shape.block.z);
+  const int warps = (threads + 31) / 32;
+  cluster.threads = threads * static_cast<int>(shape.cluster);
+  cluster.warps.resize(static_cast<size_t>(warps) * shape.cluster);
+  for (unsigned rank = 0; rank < shape.cluster; ++rank) {
+    Block& block = cluster.blocks[rank];
+    prepare_block(w, block, shape, {first_block.x + rank, first_block.y, first_block.z}, static_cast<int>(rank));
+    for (int i = 0; i < warps; ++i) {
+      Warp& warp = cluster.warps[rank * static_cast<size_t>(warps) + static_cast<size_t>(i)];
+      warp.block = &block;
+      warp.index = static_cast<int>(rank) * warps + i;
+      warp.lanes = std::min(32, threads - 32 * i);
+      warp.runnable = warp.lanes == 32 ? ~0u : (1u << warp.lanes) - 1;
+      for (Collective& collective : warp.collectives) collective.arrived = 0;
+      warp.matrix_operations.clear();
+      warp.matrix_groups.clear();
+      warp.matrix_done = 0;
+      warp.accumulators.clear();
+    }
+    for (int i = 0; i < threads; ++i)
+      prepare_fiber(w, block.fibers[static_cast<size_t>(i)], block,
+                    cluster.warps[rank * static_cast<size_t>(warps) + static_cast<size_t>(i / 32)], i,
+                    rank * static_cast<size_t>(threads) + static_cast<size_t>(i));
+  }
+  Fiber* first = cluster.warps[w.random ? w.below(cluster.warps.size()) : 0].lane[0];
+  release(&cluster);
+  t_fiber = first;
+#if defined(__SANITIZE_THREAD__)
+  w.tsan = __tsan_get_current_fiber();
+  __tsan_switch_to_fiber(first->tsan, 1);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, first->stack, kStack);
+#endif
+  switch_stack(&w.stack_pointer, first->stack_pointer);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+  acquire(&cluster);
+  if (w.error.empty() && !cluster.in_flight.empty())
+    w.error = "the block returned while copies into its shared memory were under way";
+}
+
+void check_shape(const LaunchShape& s) {
+  const auto text = [&](const char* what) {
+    return Error(std::string("launch refused: ") + what + "; grid " + std::to_string(s.grid.x) + "x" +
+                 std::to_string(s.grid.y) + "x" + std::to_string(s.grid.z) + ", block " + std::to_string(s.block.x) +
+                 "x" + std::to_string(s.block.y) + "x" + std::to_string(s.block.z) + ", " +
+                 std::to_string(s.shared_bytes) + " bytes of shared memory, cluster " + std::to_string(s.cluster));
+  };
+  const uint64_t threads = uint64_t{s.block.x} * s.block.y * s.block.z;
+  const int limit = settings().architecture >= 90 && settings().architecture < 120 ? kSharedLimitSm90 : kSharedLimit;
+  if (threads == 0 || threads > 1024 || s.block.z > 64) throw text("a block has 1 to 1024 threads, z at most 64");
+  if (s.grid.y > 65535 || s.grid.z > 65535 || s.grid.x > 0x7fffffff) throw text("the grid is too large");
+  if (s.shared_bytes > static_cast<size_t>(limit)) throw text("too much shared memory");
+  if (s.cluster == 0 || s.cluster > kMostBlocksOfCluster || s.grid.x % s.cluster != 0)
+    throw text("a cluster has 1 to 16 blocks and divides the grid along x");
+  if (s.cluster > 1 && settings().architecture < 90) throw text("clusters need sm_90");
+}
+
+}  // namespace
+
+__asm__(
+    ".text\n"
+    ".p2align 4\n"
+    ".type gk_switch_stack, @function\n"
+    "gk_switch_stack:\n"
+    "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
+    "  movq %rsp, (%rdi)\n"
+    "  movq %rsi, %rsp\n"
+    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
+    "  ret\n"
+    ".size gk_switch_stack, .-gk_switch_stack\n");
+extern "C" __attribute__((visibility("hidden"))) void gk_switch_stack(void** save, void* to);
+
+GK_UNWATCHED void switch_stack(void** save, void* to) { gk_switch_stack(save, to); }
+
+Settings& settings() {
+  static Settings all;
+  return all;
+}
+
+Counters& counters() {
+  static Counters all;
+  return all;
+}
+
+GK_UNWATCHED Fiber& current() { return *t_fiber; }
+GK_UNWATCHED const LaunchShape& current_launch() { return *t_launch->shape; }
+
+void fail(const std::string& what) {
+  const Fiber& f = *t_fiber;
+  const auto triple = [](Index3 i) {
+    return "(" + std::to_string(i.x) + "," + std::to_string(i.y) + "," + std::to_string(i.z) + ")";
+  };
+  worker().error = what + " [block " + triple(f.block->index) + " thread " + triple(f.thread) + ", sm_" +
+                   std::to_string(settings().architecture) + ", seed " + std::to_string(settings().seed) + "]";
+  to_worker(true);
+  __builtin_unreachable();
+}
+
+void maybe_yield() {
+  if (worker().random) schedule();
+}
+
+void warp_collective(uint32_t lanes, const char* name, void* argument, CollectiveFn fn) {
+  const Unwatched unwatched;
+  Fiber& fiber = *t_fiber;
+  Warp& warp = *fiber.warp;
+  ++worker().collectives;
+  if ((lanes >> fiber.lane & 1) == 0) fail(std::string(name) + ": the calling lane is not among its lanes");
+  if (warp.lanes < 32) lanes &= (1u << warp.lanes) - 1;
+  Collective* meeting = nullptr;
+  for (Collective& c : warp.collectives)
+    if (c.arrived != 0 && (c.lanes & lanes) != 0) {
+      if (c.lanes != lanes || c.fn != fn)
+        fail(std::string(name) + ": lanes of a warp meet in different collectives (divergence)");
+      meeting = &c;
+      break;
+    }
+  if (meeting == nullptr) {
+    for (Collective& c : warp.collectives)
+      if (c.arrived == 0) {
+        meeting = &c;
+        break;
+      }
+    if (meeting == nullptr) fail(std::string(name) + ": more than eight collectives of one warp at a time");
+    meeting->lanes = lanes;
+    meeting->fn = fn;
+  }
+  meeting->arguments[fiber.lane] = argument;
+  meeting->arrived |= 1u << fiber.lane;
+  if (meeting->arrived != lanes) return wait_for(name);
+  fn(meeting->arguments, lanes);
+  meeting->arrived = 0;
+  warp.runnable |= lanes;
+  maybe_yield();
+}
+
+void named_barrier(int id, int threads, bool wait) {
+  Block& block = *t_fiber->block;
+  NamedBarrier& barrier = block.barriers[id];
+  release(&barrier);
+  {
+    const Unwatched unwatched;
+    ++worker().barriers;
+    if (id < 0 || id > 15) fail("a named barrier has a number from 0 to 15, got " + std::to_string(id));
+    const int expected = threads == 0 ? block.threads - block.done : threads;
+    if (threads % 32 != 0 || threads > block.threads)
+      fail("a named barrier counts whole warps of the block, got " + std::to_string(threads) + " threads");
+    if (barrier.arrived > 0 && barrier.expected != expected)
+      fail("named barrier " + std::to_string(id) + " is used with " + std::to_string(barrier.expected) + " and " +
+           std::to_string(expected) + " threads at a time");
+    barrier.expected = expected;
+    if (++barrier.arrived == expected) {
+      open_barrier(barrier);
+      maybe_yield();
+    } else if (wait) {
+      barrier.waiting.push_back(t_fiber);
+      wait_for(id == 0 ? "sync_threads" : "a named barrier");
+    }
+  }
+  if (wait) acquire(&barrier);
+}
+
+void cluster_barrier() {
+  Cluster& cluster = *t_fiber->block->cluster;
+  release(&cluster.barrier);
+  {
+    const Unwatched unwatched;
+    if (++cluster.barrier.arrived == cluster.threads - cluster.done) {
+      open_barrier(cluster.barrier);
+      maybe_yield();
+    } else {
+      cluster.barrier.waiting.push_back(t_fiber);
+      wait_for("the cluster barrier");
+    }
+  }
+  acquire(&cluster.barrier);
+}
+
+GK_UNWATCHED uint32_t shared_address(const void* pointer) {
+  const Block& block = *t_fiber->block;
+  const ptrdiff_t offset = static_cast<const char*>(pointer) - block.shared;
+  if (offset < 0 || static_cast<size_t>(offset) > block.shared_bytes)
+    fail("a pointer into shared memory is expected, this one points elsewhere");
+  return static_cast<uint32_t>(offset) + kSharedBase;
+}
+
+GK_UNWATCHED char* shared_memory(uint32_t address, int bytes, int alignment, const char* who) {
+  const Fiber& fiber = *t_fiber;
+  const uint32_t rank = address >> kRankShift;
+  const Block* block = fiber.block;
+  if (rank > block->cluster->blocks.size()) fail(std::string(who) + ": no such block in the cluster");
+  if (rank > 0) block = &block->cluster->blocks[rank - 1];
+  const uint32_t offset = (address & ((1u << kRankShift) - 1)) - kSharedBase;
+  if (offset > block->shared_bytes || block->shared_bytes - offset < static_cast<size_t>(bytes))
+    fail(std::string(who) + ": shared address " + std::to_string(offset) + " (+" + std::to_string(bytes) +
+         " bytes) is outside the " + std::to_string(block->shared_bytes) + " bytes of the block");
+  if (address % static_cast<uint32_t>(alignment) != 0)
+    fail(std::string(who) + ": shared address " + std::to_string(offset) + " is not a multiple of " +
+         std::to_string(alignment));
+  return block->shared + offset;
+}
+
+GK_UNWATCHED void check_aligned(const void* pointer, int alignment, const char* who) {
+  if (reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(alignment) != 0)
+    fail(std::string(who) + ": the address is not a multiple of " + std::to_string(alignment) + " bytes");
+}
+
+void copy_async(uint32_t to, const void* from, int bytes, int valid) {
+  char* target = shared_memory(to, bytes, bytes, "cp.async");
+  if (valid > 0) check_aligned(from, bytes, "cp.async");
+  wrote(target, static_cast<size_t>(bytes));
+  if (valid > 0) read(from, static_cast<size_t>(valid));
+  const Unwatched unwatched;
+  ++counters().asynchronous_copies;
+  t_fiber->copies.push_back({target, static_cast<const char*>(from), bytes, valid, false});
+  if (worker().random && (worker().random_number() & 3) == 0) run_copy(t_fiber->copies.back());
+}
+
+void copy_async_commit() {
+  const Unwatched unwatched;
+  t_fiber->groups.push_back(t_fiber->copies.size());
+}
+
+void copy_async_wait(int groups_left) {
+  const Unwatched unwatched;
+  Fiber& fiber = *t_fiber;
+  const int finished = static_cast<int>(fiber.groups.size()) - groups_left;
+  if (finished > 0) {
+    const size_t end = fiber.groups[static_cast<size_t>(finished) - 1];
+    for (size_t i = 0; i < end; ++i) run_copy(fiber.copies[i]);
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + static_cast<ptrdiff_t>(end));
+    fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + finished);
+    for (size_t& group : fiber.groups) group -= end;
+  }
+  maybe_yield();
+}
+
+namespace {
+
+Mbarrier& mbarrier(Block& block, uint32_t address) {
+  const auto found = block.mbarriers.find(address & ((1u << kRankShift) - 1));
+  if (found == block.mbarriers.end()) fail("an mbarrier is used before it is initialised");
+  return found->second;
+}
+
+Block& block_of(uint32_t address) {
+  const uint32_t rank = address >> kRankShift;
+  return rank == 0 ? *t_fiber->block : t_fiber->block->cluster->blocks[rank - 1];
+}
+
+// Ends the phase when nothing is owed.
+void settle(Block& block, uint32_t address, Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.bytes != 0) return;
+  barrier.phase ^= 1;
+  barrier.pending = barrier.expected;
+  auto& waiters = block.cluster->mbarrier_waiters;
+  for (size_t i = 0; i < waiters.size();) {
+    Fiber* fiber = waiters[i];
+    if (fiber->block == &block && fiber->barrier_address == address && fiber->barrier_parity != barrier.phase) {
+      fiber->barrier_address = 0;
+      make_runnable(fiber);
+      waiters[i] = waiters.back();
+      waiters.pop_back();
+    } else {
+      ++i;
+    }
+  }
+}
+
+}  // namespace
+
+void mbarrier_init(uint32_t address, int arrivals) {
+  shared_memory(address, 8, 8, "mbarrier");
+  const Unwatched unwatched;
+  if (arrivals < 1) fail("an mbarrier expects at least one arrival");
+  t_fiber->block->mbarriers[address] = {arrivals, arrivals, 0, 0};
+}
+
+void mbarrier_arrive(uint32_t address, int64_t bytes_expected, int arrivals) {
+  char* place = shared_memory(address, 8, 8, "mbarrier");
+  release(place);
+  const Unwatched unwatched;
+  Block& block = block_of(address);
+  Mbarrier& barrier = mbarrier(block, address);
+  if (barrier.pending < arrivals) fail("more threads arrive at an mbarrier than it expects");
+  barrier.bytes += bytes_expected;
+  barrier.pending -= arrivals;
+  settle(block, address & ((1u << kRankShift) - 1), barrier);
+  maybe_yield();
+}
+
+void mbarrier_wait(uint32_t address, uint32_t parity) {
+  char* place = shared_memory(address, 8, 8, "mbarrier");
+  {
+    const Unwatched unwatched;
+    Fiber& fiber = *t_fiber;
+    const Mbarrier& barrier = mbarrier(*fiber.block, address);
+    if (barrier.phase == parity) {
+      fiber.barrier_address = address;
+      fiber.barrier_parity = parity;
+      fiber.block->cluster->mbarrier_waiters.push_back(&fiber);
+      wait_for("an mbarrier");
+    } else {
+      maybe_yield();
+    }
+  }
+  acquire(place);
+}
+
+void mbarrier_complete(Block& block, uint32_t address, int64_t bytes) {
+  Mbarrier& barrier = mbarrier(block, address);
+  barrier.bytes -= bytes;
+  settle(block, address, barrier);
+}
+
+void start(Work work) {
+  const Unwatched unwatched;
+  ++counters().asynchronous_copies;
+  t_fiber->block->cluster->in_flight.push_back(std::move(work));
+  maybe_yield();
+}
+
+void start_store(Work work) {
+  const Unwatched unwatched;
+  ++counters().asynchronous_copies;
+  if (t_fiber->bulk_groups.empty()) t_fiber->bulk_groups.emplace_back();
+  t_fiber->bulk_groups.back().push_back(std::move(work));
+}
+
+void commit_stores() {
+  const Unwatched unwatched;
+  if (t_fiber->bulk_groups.empty()) t_fiber->bulk_groups.emplace_back();
+  t_fiber->bulk_groups.emplace_back();
+}
+
+void wait_stores(int groups_left) {
+  const Unwatched unwatched;
+  auto& groups = t_fiber->bulk_groups;
+  while (static_cast<int>(groups.size()) - 1 > groups_left) {
+    for (const Work& work : groups.front()) work();
+    groups.erase(groups.begin());
+  }
+  maybe_yield();
+}
+
+void start_matrix(Work work) {
+  const Unwatched unwatched;
+  ++counters().matrix_multiplies;
+  t_fiber->warp->matrix_operations.push_back(std::move(work));
+}
+
+void commit_matrix() {
+  const Unwatched unwatched;
+  t_fiber->warp->matrix_groups.push_back(t_fiber->warp->matrix_operations.size());
+}
+
+bool wait_matrix(int groups_left) {
+  const Unwatched unwatched;
+  Warp& warp = *t_fiber->warp;
+  const int finished = static_cast<int>(warp.matrix_groups.size()) - groups_left;
+  if (finished > 0) {
+    const size_t end = warp.matrix_groups[static_cast<size_t>(finished) - 1];
+    while (warp.matrix_done < end) warp.matrix_operations[warp.matrix_done++]();
+    warp.matrix_groups.erase(warp.matrix_groups.begin(), warp.matrix_groups.begin() + finished);
+  }
+  if (warp.matrix_done < warp.matrix_operations.size() || !warp.matrix_groups.empty()) return false;
+  warp.matrix_operations.clear();
+  warp.matrix_done = 0;
+  return true;
+}
+
+void wrote([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_write_range(memory, bytes);
+#endif
+}
+
+void read([[maybe_unused]] const void* memory, [[maybe_unused]] size_t bytes) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_read_range(const_cast<void*>(memory), bytes);
+#endif
+}
+
+void release([[maybe_unused]] void* place) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(place);
+#endif
+}
+
+void acquire([[maybe_unused]] void* place) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_acquire(place);
+#endif
+}
+
+void run_grid(const LaunchShape& shape, const std::function<void()>& thread) {
+  const uint64_t grid = uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
+  if (grid == 0) return;
+  check_shape(shape);
+  const Settings& set = settings();
+  const uint64_t clusters = grid / shape.cluster;
+  std::atomic<uint64_t> next{0};
+  std::mutex mutex;
+  std::string error;
+  const Launch launch{&shape, &thread};
+  // One grid at a time; the workers, with their stacks, are kept for the next.
+  static std::mutex one_grid;
+  static std::vector<std::unique_ptr<Worker>> workers;
+  const std::lock_guard<std::mutex> alone(one_grid);
+  const auto run = [&](Worker& w) {
+    t_worker = &w;
+    t_launch = &launch;
+    w.error.clear();
+    w.random = set.seed != 0;
+    if (w.shared == nullptr) {
+      w.shared = static_cast<char*>(std::aligned_alloc(1024, kSharedStride * kMostBlocksOfCluster));
+      if (w.shared == nullptr) throw Error("the emulated device found no memory for shared memory");
+    }
+    for (;;) {
+      const uint64_t i = next++;
+      if (i >= clusters) break;
+      w.random_state = (set.seed * 0x9E3779B97F4A7C15u) ^ ((i + 1) * 0xD1B54A32D192ED03u);
+      if (w.random_state == 0) w.random_state = 1;
+      w.random_number();
+      const uint64_t block = i * shape.cluster;
+      const uint64_t row = block / shape.grid.x;
+      run_cluster(w, {static_cast<unsigned>(block % shape.grid.x), static_cast<unsigned>(row % shape.grid.y),
+                      static_cast<unsigned>(row / shape.grid.y)});
+      if (w.error.empty()) continue;
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (error.empty()) error = w.error;
+      next = clusters;
+      break;
+    }
+    Counters& all = counters();
+    all.switches += w.switches;
+    all.barriers += w.barriers;
+    all.collectives += w.collectives;
+    w.switches = w.barriers = w.collectives = 0;
+  };
+  ++counters().launches;
+  counters().blocks += grid;
+  const uint64_t cores = set.threads > 0 ? static_cast<uint64_t>(set.threads) : std::thread::hardware_concurrency();
+  const uint64_t count = std::min(std::max<uint64_t>(cores, 1), clusters);
+  while (workers.size() < count) workers.push_back(std::make_unique<Worker>());
+  std::vector<std::thread> others;
+  for (uint64_t i = 1; i < count; ++i) others.emplace_back(run, std::ref(*workers[i]));
+  run(*workers[0]);
+  for (std::thread& other : others) other.join();
+  if (!error.empty()) throw Error("emulated device: " + error);
+}
+
+}  // namespace grokkernels::emulated
