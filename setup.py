@@ -1,11 +1,13 @@
 """Builds the native libraries with ninja, one per column of the grid.
 
 grokkernels._C           csrc/cpu, compiled once per line of csrc/cpu/levels.txt
+grokkernels._C_cuda      csrc/cuda, compiled by nvcc for TORCH_CUDA_ARCH_LIST: where torch has CUDA and an nvcc is found,
+                         whether a GPU is there or not
 grokkernels._C_emulated  csrc/cuda, compiled by the C++ compiler for the emulated device: for tests, when asked for
 
 csrc/torch/<op>.cpp is compiled into each of them (csrc/torch/column.h). GROKKERNELS_COLUMNS names the columns to build,
-as in "cpu,emulated"; by default cpu. CMakeLists.txt builds the CPU column without torch or Python. Environment
-besides: CXX, CXXFLAGS, LDFLAGS, MAX_JOBS.
+as in "cpu,emulated"; by default cpu, and cuda where it can be. CMakeLists.txt builds the kernels without torch or
+Python. Environment besides: CXX, CXXFLAGS, LDFLAGS, CUDA_HOME, TORCH_CUDA_ARCH_LIST, MAX_JOBS.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+sys.path.insert(0, str(ROOT / "tools"))
+
+import cuda_toolkit  # noqa: E402  (of this tree; pip does not install tools/)
+
 # Oldest torch whose stable ABI the extension speaks: 2.10, in the form TORCH_TARGET_VERSION wants.
 TORCH_TARGET = "2.10"
 TORCH_TARGET_VERSION = "0x020a000000000000"
@@ -106,6 +113,7 @@ class Object:
     source: Path
     name: str  # of the object file, below the build directory
     flags: str = ""
+    rule: str = "cxx"
 
 
 def cpu_objects() -> list[Object]:
@@ -116,19 +124,38 @@ def cpu_objects() -> list[Object]:
     return found + [Object(p, f"runtime/{p.stem}.o") for p in sorted((CSRC / "cpu" / "runtime").glob("*.cpp"))]
 
 
-def cuda_sources() -> list[Path]:
-    """The kernels of the CUDA column: csrc/cuda/<op>.cu, or the files of csrc/cuda/<op>/ where an op has several."""
-    return sorted((CSRC / "cuda").glob("*.cu")) + sorted((CSRC / "cuda").glob("*/*.cu"))
-
-
 def cuda_ops() -> set[str]:
-    parts = [path.relative_to(CSRC / "cuda").parts[0] for path in cuda_sources()]
+    """The rows that have CUDA kernels: csrc/cuda/<op>.cu, or the files of csrc/cuda/<op>/."""
+    parts = [path.relative_to(CSRC / "cuda").parts[0] for path in cuda_toolkit.sources()]
     return {part.removesuffix(".cu") for part in parts}
+
+
+def cuda_object_name(source: Path) -> str:
+    return "cuda/" + str(source.relative_to(CSRC / "cuda").with_suffix(".o"))
+
+
+def nvcc() -> Path:
+    found = cuda_toolkit.find_nvcc()
+    if found is None:
+        raise SystemExit(
+            "grokkernels: the CUDA column is built with nvcc 12.8 or newer, and none was found: install the CUDA "
+            "toolkit and set CUDA_HOME, or pip install 'nvidia-cuda-nvcc>=13'."
+        )
+    return found
+
+
+def cuda_objects() -> list[Object]:
+    arch_list = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    try:
+        flags = {source: " ".join(cuda_toolkit.architectures(source, arch_list)) for source in cuda_toolkit.sources()}
+    except ValueError as error:
+        raise SystemExit(f"grokkernels: {error}") from None
+    return [Object(source, cuda_object_name(source), words, "nvcc") for source, words in flags.items()]
 
 
 def emulated_objects() -> list[Object]:
     flags = f"-x c++ -I{shlex.quote(str(CSRC / 'emulated'))} -O2 -march=x86-64-v3 -Wno-unknown-pragmas"
-    found = [Object(p, "cuda/" + str(p.relative_to(CSRC / "cuda").with_suffix(".o")), flags) for p in cuda_sources()]
+    found = [Object(source, cuda_object_name(source), flags) for source in cuda_toolkit.sources()]
     return found + [Object(p, f"runtime/{p.stem}.o") for p in sorted((CSRC / "emulated" / "runtime").glob("*.cpp"))]
 
 
@@ -165,30 +192,58 @@ class NinjaBuild(build_ext):
         common = " ".join([*CXXFLAGS, f"-I{shlex.quote(str(CSRC))}", os.environ.get("CXXFLAGS", "")])
         system = " ".join(f"-isystem {shlex.quote(path)}" for path in [*torch_include, *python_include])
         torch_flags = f"{system} -DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION} -DGK_COLUMN_{column.upper()}"
-        facts = " ".join(
-            [
-                define("GK_COMPILER", f'"{self.compiler_version()}"'),
-                define("GK_TORCH_TARGET", f'"{TORCH_TARGET}"'),
-                define("GK_TORCH_BUILT_WITH", f'"{torch_version}"'),
-            ]
-        )
-        objects = cpu_objects() if column == "cpu" else emulated_objects()
+        facts = {
+            "GK_COMPILER": self.compiler_version(),
+            "GK_TORCH_TARGET": TORCH_TARGET,
+            "GK_TORCH_BUILT_WITH": torch_version,
+        }
+        libraries = [f"-L{shlex.quote(torch_lib)}", "-ltorch_cpu", "-ltorch", "-pthread"]
+        rules = [
+            f"rule cxx\n  command = {cxx.replace('$', '$$')} -MMD -MF $out.d {common} $flags -c $in -o $out\n"
+            "  depfile = $out.d\n  deps = gcc\n  description = $out"
+        ]
+        if column == "cuda":
+            compiler_of_cuda = nvcc()
+            rules.append(self.nvcc_rule(compiler_of_cuda))
+            toolkit = cuda_toolkit.toolkit(compiler_of_cuda)
+            libraries += [f"-L{shlex.quote(str(toolkit / name))}" for name in ("lib64", "lib")]
+            libraries += ["-ltorch_cuda", "-lcudart_static", "-ldl", "-lrt"]
+            torch_flags += " -DUSE_CUDA"
+            facts["GK_COMPILER"] = f"nvcc {cuda_toolkit.release(compiler_of_cuda)}"
+            numbers = cuda_toolkit.architecture_numbers(CSRC, os.environ.get("TORCH_CUDA_ARCH_LIST"))
+            facts["GK_CUDA_ARCHITECTURES"] = ", ".join(f"sm_{number}" for number, _ in numbers)
+        objects = {"cpu": cpu_objects, "cuda": cuda_objects, "emulated": emulated_objects}[column]()
         ops = sorted((CSRC / "torch").glob("*.cpp"))
         objects += [Object(p, f"torch/{p.stem}.o", torch_flags) for p in ops if column == "cpu" or p.stem in cuda_ops()]
         own = sorted((CSRC / "torch" / column).glob("*.cpp"))
-        objects += [Object(p, f"torch/{column}/{p.stem}.o", f"{torch_flags} {facts}") for p in own]
+        defined = " ".join(define(name, f'"{words}"') for name, words in facts.items())
+        objects += [Object(p, f"torch/{column}/{p.stem}.o", f"{torch_flags} {defined}") for p in own]
         text = [
             "ninja_required_version = 1.5",
-            f"rule cxx\n  command = {cxx.replace('$', '$$')} -MMD -MF $out.d {common} $flags -c $in -o $out\n"
-            "  depfile = $out.d\n  deps = gcc\n  description = $out",
-            f"rule link\n  command = {cxx} -shared $in -o $out {os.environ.get('LDFLAGS', '')} "
-            f"-L{shlex.quote(torch_lib)} -ltorch_cpu -ltorch -pthread\n  description = $out",
+            *rules,
+            f"rule link\n  command = {cxx} -shared $in -o $out {os.environ.get('LDFLAGS', '')} {' '.join(libraries)}\n"
+            "  description = $out",
         ]
         for o in objects:
-            text.append(f"build {o.name}: cxx {escape(str(o.source))}\n  flags = {o.flags}")
+            text.append(f"build {o.name}: {o.rule} {escape(str(o.source))}\n  flags = {o.flags}")
         text.append(f"build {escape(str(target))}: link {' '.join(o.name for o in objects)}")
         text.append(f"default {escape(str(target))}")
         return "\n".join(text) + "\n"
+
+    @staticmethod
+    def nvcc_rule(compiler_of_cuda: Path) -> str:
+        host = " ".join(f"-Xcompiler {flag}" for flag in ("-fPIC", "-fvisibility=hidden", "-Wall"))
+        words = [
+            shlex.quote(str(compiler_of_cuda)),
+            f"-ccbin {shlex.quote(compiler()[-1])}",
+            *cuda_toolkit.NVCC_FLAGS,
+            *cuda_toolkit.includes(),
+            host,
+        ]
+        return (
+            f"rule nvcc\n  command = {' '.join(words)} $flags -MMD -MF $out.d -c $in -o $out\n"
+            "  depfile = $out.d\n  deps = gcc\n  description = $out"
+        )
 
     @staticmethod
     def compiler_version() -> str:
@@ -203,12 +258,15 @@ def source_files() -> list[str]:
 
 
 # The libraries, by the column each serves.
-COLUMNS = {"grokkernels._C": "cpu", "grokkernels._C_emulated": "emulated"}
+COLUMNS = {"grokkernels._C": "cpu", "grokkernels._C_cuda": "cuda", "grokkernels._C_emulated": "emulated"}
 
 
 def wanted() -> list[str]:
     """The columns to build. Errors: SystemExit for a word that names none."""
-    named = [word.strip() for word in os.environ.get("GROKKERNELS_COLUMNS", "cpu").split(",")]
+    text = os.environ.get("GROKKERNELS_COLUMNS")
+    if not text:
+        return ["cpu", "cuda"] if torch_has_cuda() and cuda_toolkit.find_nvcc() is not None else ["cpu"]
+    named = [word.strip() for word in text.split(",")]
     for word in named:
         if word not in COLUMNS.values():
             raise SystemExit(
@@ -217,13 +275,22 @@ def wanted() -> list[str]:
     return named
 
 
+def torch_has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False  # the build says so itself, where it needs torch
+    return torch.version.cuda is not None
+
+
 if __name__ == "__main__":
     sources = [s for s in source_files() if s.endswith(".cpp")]
+    chosen = wanted()
     setup(
         ext_modules=[
             Extension(name, sources=sources, depends=source_files())
             for name, column in COLUMNS.items()
-            if column in wanted()
+            if column in chosen
         ],
         cmdclass={"build_ext": NinjaBuild},
     )
