@@ -364,6 +364,11 @@ Settings& settings() {
   return all;
 }
 
+Executor& executor() {
+  static Executor one;
+  return one;
+}
+
 Counters& counters() {
   static Counters all;
   return all;

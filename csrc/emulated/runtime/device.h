@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "common/device.h"
@@ -190,6 +191,16 @@ void wrote(void* memory, size_t bytes);
 void read(const void* memory, size_t bytes);
 void release(void* place);
 void acquire(void* place);
+
+// A launch as bytes: the kernel's address and its arguments by address and size.
+struct KernelCall {
+  const void* kernel;
+  std::vector<std::pair<const void*, size_t>> arguments;
+};
+
+// Who runs launches instead of this device, if set: the tests put a PTX interpreter here.
+using Executor = std::function<void(const LaunchShape&, const KernelCall&)>;
+Executor& executor();
 
 // Runs `thread` once for every thread of the grid.
 void run_grid(const LaunchShape& shape, const std::function<void()>& thread);

@@ -1,6 +1,7 @@
 // The Python module grokkernels._C_emulated: loading it registers the CUDA kernels, built for the emulated device,
 // under
 // `.emulated`; its functions are the device's settings and counters.
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -45,6 +46,27 @@ void set_multiprocessors(int count) {
   emulated::settings().multiprocessors = count;
 }
 
+// Launches go to a Python function (offset of the kernel in this library, grid, block, shared bytes, arguments as
+// bytes) instead of the device; None: back to the device.
+void set_executor(const py::object& function) {
+  if (function.is_none()) {
+    emulated::executor() = nullptr;
+    return;
+  }
+  PyObject* callable = function.inc_ref().ptr();  // kept for good: a launch may come from any thread at any time
+  emulated::executor() = [callable](const grokkernels::LaunchShape& s, const emulated::KernelCall& call) {
+    const py::gil_scoped_acquire gil;
+    Dl_info where;
+    if (dladdr(call.kernel, &where) == 0) throw std::runtime_error("the kernel's library was not found");
+    py::list arguments;
+    for (const auto& [data, size] : call.arguments) arguments.append(py::bytes(static_cast<const char*>(data), size));
+    const auto offset = static_cast<const char*>(call.kernel) - static_cast<const char*>(where.dli_fbase);
+    const py::tuple grid = py::make_tuple(s.grid.x, s.grid.y, s.grid.z);
+    const py::tuple block = py::make_tuple(s.block.x, s.block.y, s.block.z);
+    py::reinterpret_borrow<py::function>(callable)(offset, grid, block, s.shared_bytes, arguments);
+  };
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C_emulated, m) {
@@ -59,6 +81,7 @@ PYBIND11_MODULE(_C_emulated, m) {
   m.def(
       "set_seed", [](uint64_t seed) { emulated::settings().seed = seed; }, py::arg("seed"),
       "0: threads in order and copies at their wait; any other: both at random, the same way for the same seed.");
+  m.def("set_executor", &set_executor, py::arg("function"), "Who runs launches instead of the device; None: nobody.");
   m.def("counters", &counters, "What the device has done since the last reset, by name.");
   m.def("reset_counters", &reset_counters, "Start counting anew.");
 }

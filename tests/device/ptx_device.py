@@ -1,0 +1,127 @@
+"""The emulated column with every launch run as nvcc's own PTX: so whole kernels, inline PTX included, meet the judge.
+
+Inside `ptx_device(...)` an op called with backend="emulated" goes through its launcher as always; each launch then comes
+here, and the PTX interpreter runs it on the tensors' own memory.
+"""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import functools
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from grokkernels import native
+from tests import ptx
+from tests.ptx.memory import Memory, Window
+from tests.ptx.types import Fault
+
+ROOT = Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import cuda_toolkit  # noqa: E402
+
+
+class ProcessWindow(Window):
+    """The memory of this process as global memory; what is not mapped is out of bounds."""
+
+    FIRST = 1 << 12
+    SPAN = (1 << 47) - FIRST  # what a process may address
+
+    def __init__(self) -> None:
+        everything = (ctypes.c_uint8 * self.SPAN).from_address(self.FIRST)
+        super().__init__("global", np.ctypeslib.as_array(everything), self.FIRST)
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+        ranges = [line.split()[0].split("-") for line in maps.splitlines() if line.split()[1].startswith("r")]
+        self.begins = [int(begin, 16) for begin, _ in ranges]
+        self.ends = [int(end, 16) for _, end in ranges]
+
+    def offsets(self, address: np.ndarray, nbytes: int, align: int) -> np.ndarray:
+        for first in (int(address.min()), int(address.max())):
+            i = bisect.bisect_right(self.begins, first) - 1
+            if i < 0 or first + nbytes > self.ends[i]:
+                raise Fault(f"global access of {nbytes} bytes out of bounds at {first:#x}")
+        return super().offsets(address, nbytes, align)
+
+
+class ProcessMemory(Memory):
+    def window(self) -> Window:
+        return ProcessWindow()
+
+
+@functools.cache
+def _symbols(library: str) -> dict[int, str]:
+    """Offset in the library -> the demangled name of the function there."""
+    listed = subprocess.run(["nm", "-C", library], check=True, capture_output=True, text=True).stdout
+    lines = (line.split(maxsplit=2) for line in listed.splitlines())
+    return {int(parts[0], 16): parts[2] for parts in lines if len(parts) == 3 and parts[1] in "tTwW"}
+
+
+@functools.cache
+def kernels(source: Path) -> dict[str, tuple[ptx.Module, str]]:
+    """The kernels of a source file as sm_80 gets them: demangled name -> PTX module and mangled name."""
+    nvcc = cuda_toolkit.find_nvcc()
+    assert nvcc is not None, "no nvcc: kernels cannot be judged as PTX"
+    with tempfile.NamedTemporaryFile(suffix=".ptx") as target:
+        flags = [*cuda_toolkit.NVCC_FLAGS, *cuda_toolkit.includes(), "-arch=compute_80"]
+        subprocess.run([str(nvcc), *flags, "-ptx", "-o", target.name, str(source)], check=True)
+        text = Path(target.name).read_text(encoding="utf-8")
+    module = ptx.parse(text)
+    mangled = re.findall(r"\.entry\s+(\w+)", text)
+    names = subprocess.run(["c++filt", *mangled], check=True, capture_output=True, text=True).stdout.splitlines()
+    return {name: (module, m) for name, m in zip(names, mangled, strict=True)}
+
+
+def sources(op: str) -> list[Path]:
+    """The kernel files of a row, Hopper's own left out."""
+    files = [s for s in cuda_toolkit.sources() if s.relative_to(ROOT / "csrc" / "cuda").parts[0].split(".")[0] == op]
+    return [source for source in files if not source.stem.endswith(cuda_toolkit.HOPPER_SUFFIX)]
+
+
+Size = tuple[int, int, int]
+
+
+@contextmanager
+def _executor(function: Callable[[str, Size, Size, int, list[bytes]], None]) -> Iterator[None]:
+    """Launches of the emulated column go to `function` inside: kernel name, grid, block, shared bytes, arguments."""
+    assert native.emulated is not None, native.emulated_error
+    names = _symbols(native.emulated.__file__)
+    native.emulated.set_executor(lambda offset, *launch: function(names[offset], *launch))
+    try:
+        yield
+    finally:
+        native.emulated.set_executor(None)
+
+
+@contextmanager
+def recorded(launches: Counter[str]) -> Iterator[None]:
+    """Nothing runs inside; `launches` counts the threads that each kernel would have had."""
+
+    def note(name: str, grid: Size, block: Size, shared_bytes: int, arguments: list[bytes]) -> None:
+        launches[name] += math.prod(grid) * math.prod(block)
+
+    with _executor(note):
+        yield
+
+
+@contextmanager
+def ptx_device(ops: Iterable[str]) -> Iterator[None]:
+    """Launches of kernels of these rows run as PTX inside."""
+    known = {name: found for op in ops for source in sources(op) for name, found in kernels(source).items()}
+
+    def run(name: str, grid: Size, block: Size, shared_bytes: int, arguments: list[bytes]) -> None:
+        module, mangled = known[name]
+        ptx.run(module.kernel(rf"^{mangled}$"), grid, block, shared_bytes, arguments, ProcessMemory())
+
+    with _executor(run):
+        yield
