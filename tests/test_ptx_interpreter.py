@@ -1,0 +1,503 @@
+"""The PTX interpreter (tests/ptx), against numpy and torch: snippets that nvcc compiles, then run on random data."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import ptx
+
+pytestmark = pytest.mark.skipif(ptx.nvcc() is None, reason="no nvcc: neither CUDA_HOME nor PATH has one")
+
+SNIPPETS = Path(ptx.__file__).parent
+N = 96
+TYPES = {
+    "h": ("short", np.int16),
+    "H": ("unsigned short", np.uint16),
+    "r": ("int", np.int32),
+    "R": ("unsigned", np.uint32),
+    "l": ("long long", np.int64),
+    "L": ("unsigned long long", np.uint64),
+    "f": ("float", np.float32),
+    "d": ("double", np.float64),
+}
+EDGES = [0, 1, 2, 7, 31, 32, 33, 255, 256, *(s * (1 << n) - (s > 0) for n in (15, 31, 63) for s in (1, -1)), -1]
+FLOAT_EDGES = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 3e38, 0.5, 2.5, 1.5, 65520.0, 1 + 2.0**-9]
+
+
+def bits(x):
+    return [int(v) for v in x]
+
+
+def signed(v: int, width: int) -> int:
+    v %= 1 << width
+    return v - (1 << width) if v >> (width - 1) else v
+
+
+def each(f, dtype):
+    """A function of Python ints -> of arrays, wrapped to the type."""
+
+    def run(*arrays):
+        width = 8 * np.dtype(dtype).itemsize
+        out = [f(*(int(v) for v in row)) % (1 << width) for row in zip(*arrays, strict=True)]
+        return np.array(out, f"u{width // 8}").view(dtype)
+
+    return run
+
+
+def trunc_div(a, b):
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+def field(v, pos, length, width, is_signed):
+    """bfe, as the ISA writes it down."""
+    v, pos, length = v % (1 << width), pos & 255, length & 255
+    sign = (v >> min(pos + length - 1, width - 1)) & 1 if is_signed and length else 0
+    out = 0
+    for i in range(width):
+        out |= ((v >> (pos + i)) & 1 if i < length and pos + i < width else sign) << i
+    return out
+
+
+def insert(a, b, pos, length, width):
+    pos, length = pos & 255, length & 255
+    a, b = a % (1 << width), b % (1 << width)
+    for i in range(length):
+        if pos + i < width:
+            b = b & ~(1 << (pos + i)) | ((a >> i) & 1) << (pos + i)
+    return b
+
+
+def permute(a, b, s):
+    data = (a % (1 << 32)) | (b % (1 << 32)) << 32
+    out = 0
+    for i in range(4):
+        n = (s >> 4 * i) & 15
+        byte = (data >> 8 * (n & 7)) & 255
+        out |= (255 * (byte >> 7) if n & 8 else byte) << 8 * i
+    return out
+
+
+def t_bf16(x):
+    return torch.from_numpy(np.ascontiguousarray(x, np.float32)).to(torch.bfloat16)
+
+
+def t_bits(t):
+    return t.view(torch.int16).numpy().view(np.uint16)
+
+
+def pairs_bf16(high, low):
+    return t_bits(t_bf16(high)).astype(np.uint32) << 16 | t_bits(t_bf16(low))
+
+
+def f16_bits(x):
+    return np.ascontiguousarray(x).astype(np.float16).view(np.uint16)
+
+
+def bf16x2(f):
+    def run(*words):
+        halves = [np.ascontiguousarray(w).view(np.uint16) for w in words]
+        values = [torch.from_numpy(h.view(np.int16).copy()).view(torch.bfloat16).double().numpy() for h in halves]
+        # Float64 -> bfloat16 in one step: torch goes by way of float32, which rounds twice.
+        return ptx.bf16(f(*values)).view(np.uint32)
+
+    return run
+
+
+def f16x2(f):
+    def run(*words):
+        values = [np.ascontiguousarray(w).view(np.float16).astype(np.float64) for w in words]
+        return f(*values).astype(np.float16).view(np.uint16).reshape(-1, 2).copy().view(np.uint32).reshape(-1)
+
+    return run
+
+
+def exact_fma(a, b, c):
+    """x y + z in rational arithmetic, then the nearest float32, ties to even."""
+    out = []
+    for x, y, z in zip(a, b, c, strict=True):
+        if not np.isfinite([x, y, z]).all():
+            out.append(x * y + z)
+            continue
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        if exact == 0:
+            out.append(x * y + z)
+        elif abs(exact) >= 2**128 - 2**103:
+            out.append(np.inf if exact > 0 else -np.inf)
+        else:
+            near = np.float32(max(min(float(exact), 3.4e38), -3.4e38))
+            around = [near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, np.float32(-np.inf))]
+            out.append(min(around, key=lambda v: (abs(Fraction(float(v)) - exact), v.view(np.uint32) & 1)))
+    return np.array(out, np.float32)
+
+
+def shift_left(a, n):
+    return a << min(n, 64)
+
+
+def fmin(a, b):
+    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, np.where((a < b) | ((a == b) & np.signbit(a)), a, b)))
+
+
+def to_int(round_, low, high):
+    def run(x):
+        y = round_(x.astype(np.float64))
+        return np.where(np.isnan(y), 0, np.clip(y, low, high)).astype(np.int64).astype(np.int32)
+
+    return run
+
+
+# (instruction, result, operands, reference)
+CASES = [
+    ("add.s32", "r", "rr", each(lambda a, b: a + b, np.int32)),
+    ("add.sat.s32", "r", "rr", each(lambda a, b: max(-(1 << 31), min((1 << 31) - 1, a + b)), np.int32)),
+    ("add.s16", "h", "hh", each(lambda a, b: a + b, np.int16)),
+    ("sub.s64", "l", "ll", each(lambda a, b: a - b, np.int64)),
+    ("mul.lo.s32", "r", "rr", each(lambda a, b: a * b, np.int32)),
+    ("mul.lo.s64", "l", "ll", each(lambda a, b: a * b, np.int64)),
+    ("mul.hi.s32", "r", "rr", each(lambda a, b: a * b >> 32, np.int32)),
+    ("mul.hi.u32", "R", "RR", each(lambda a, b: a * b >> 32, np.uint32)),
+    ("mul.hi.s64", "l", "ll", each(lambda a, b: a * b >> 64, np.int64)),
+    ("mul.hi.u64", "L", "LL", each(lambda a, b: a * b >> 64, np.uint64)),
+    ("mul.wide.s32", "l", "rr", each(lambda a, b: a * b, np.int64)),
+    ("mul.wide.u16", "R", "HH", each(lambda a, b: a * b, np.uint32)),
+    ("mad.lo.s32", "r", "rrr", each(lambda a, b, c: a * b + c, np.int32)),
+    ("mad.hi.u32", "R", "RRR", each(lambda a, b, c: (a * b >> 32) + c, np.uint32)),
+    ("mad.wide.u32", "L", "RRL", each(lambda a, b, c: a * b + c, np.uint64)),
+    ("div.s32", "r", "rr!", each(trunc_div, np.int32)),
+    ("div.u32", "R", "RR!", each(lambda a, b: a // b, np.uint32)),
+    ("rem.s64", "l", "ll!", each(lambda a, b: a - b * trunc_div(a, b), np.int64)),
+    ("min.s32", "r", "rr", np.minimum),
+    ("max.u64", "L", "LL", np.maximum),
+    ("abs.s32", "r", "r", each(abs, np.int32)),
+    ("neg.s64", "l", "l", each(lambda a: -a, np.int64)),
+    ("sad.s32", "r", "rrr", each(lambda a, b, c: abs(a - b) + c, np.int32)),
+    ("and.b32", "R", "RR", np.bitwise_and),
+    ("xor.b64", "L", "LL", np.bitwise_xor),
+    ("not.b32", "R", "R", np.invert),
+    ("lop3.b32", "R", "RRR", each(lambda a, b, c: a & b ^ ~c, np.uint32), "0x95"),
+    ("shl.b32", "R", "RR", each(lambda a, n: shift_left(a, n), np.uint32)),
+    ("shl.b64", "L", "LR", each(lambda a, n: shift_left(a, n), np.uint64)),
+    ("shr.u32", "R", "RR", each(lambda a, n: a >> min(n, 64), np.uint32)),
+    ("shr.s32", "r", "rR", each(lambda a, n: a >> min(n, 64), np.int32)),
+    ("shr.s64", "l", "lR", each(lambda a, n: a >> min(n, 64), np.int64)),
+    ("shf.l.wrap.b32", "R", "RRR", each(lambda a, b, n: (b << 32 | a) << (n & 31) >> 32, np.uint32)),
+    ("shf.l.clamp.b32", "R", "RRR", each(lambda a, b, n: (b << 32 | a) << min(n, 32) >> 32, np.uint32)),
+    ("shf.r.wrap.b32", "R", "RRR", each(lambda a, b, n: (b << 32 | a) >> (n & 31), np.uint32)),
+    ("shf.r.clamp.b32", "R", "RRR", each(lambda a, b, n: (b << 32 | a) >> min(n, 32), np.uint32)),
+    ("bfe.u32", "R", "RRR", each(lambda a, p, n: field(a, p, n, 32, False), np.uint32)),
+    ("bfe.s32", "r", "rRR", each(lambda a, p, n: field(a, p, n, 32, True), np.int32)),
+    ("bfe.s64", "l", "lRR", each(lambda a, p, n: field(a, p, n, 64, True), np.int64)),
+    ("bfi.b32", "R", "RRRR", each(lambda a, b, p, n: insert(a, b, p, n, 32), np.uint32)),
+    ("bfi.b64", "L", "LLRR", each(lambda a, b, p, n: insert(a, b, p, n, 64), np.uint64)),
+    ("bfind.u32", "R", "R", each(lambda a: a.bit_length() - 1, np.uint32)),
+    ("bfind.s32", "R", "r", each(lambda a: (~a if a < 0 else a).bit_length() - 1, np.uint32)),
+    ("bfind.shiftamt.u32", "R", "R", each(lambda a: 32 - a.bit_length() if a else -1, np.uint32)),
+    ("clz.b32", "R", "R", each(lambda a: 32 - a.bit_length(), np.uint32)),
+    ("clz.b64", "R", "L", each(lambda a: 64 - a.bit_length(), np.uint32)),
+    ("popc.b64", "R", "L", each(lambda a: bin(a).count("1"), np.uint32)),
+    ("brev.b32", "R", "R", each(lambda a: int(f"{a:032b}"[::-1], 2), np.uint32)),
+    ("prmt.b32", "R", "RRR", each(permute, np.uint32)),
+    ("mul24.lo.s32", "r", "rr", each(lambda a, b: signed(a, 24) * signed(b, 24), np.int32)),
+    ("add.f32", "f", "ff", lambda a, b: a + b),
+    ("sub.rn.f32", "f", "ff", lambda a, b: a - b),
+    ("mul.f64", "d", "dd", lambda a, b: a * b),
+    ("div.rn.f32", "f", "ff", lambda a, b: a / b),
+    ("sqrt.rn.f32", "f", "f", np.sqrt),
+    ("rcp.approx.ftz.f32", "f", "F", lambda a: 1 / a),
+    ("ex2.approx.ftz.f32", "f", "F", np.exp2),
+    ("lg2.approx.f32", "f", "F", np.log2),
+    ("rsqrt.approx.f32", "f", "F", lambda a: 1 / np.sqrt(a)),
+    ("tanh.approx.f32", "f", "F", lambda a: np.tanh(a.astype(np.float64)).astype(np.float32)),
+    ("fma.rn.f32", "f", "fff", exact_fma),
+    ("abs.f32", "f", "f", np.abs),
+    ("neg.f32", "f", "f", np.negative),
+    ("min.f32", "f", "ff", fmin),
+    ("max.f32", "f", "ff", lambda a, b: -fmin(-a, -b)),
+    ("max.NaN.f32", "f", "ff", lambda a, b: np.where(np.isnan(a) | np.isnan(b), np.nan, -fmin(-a, -b))),
+    ("copysign.f32", "f", "ff", lambda a, b: np.copysign(b, a)),
+    ("cvt.rni.s32.f32", "r", "f", to_int(np.rint, -(2**31), 2**31 - 1)),
+    ("cvt.rzi.s32.f32", "r", "f", to_int(np.trunc, -(2**31), 2**31 - 1)),
+    ("cvt.rmi.s32.f32", "r", "f", to_int(np.floor, -(2**31), 2**31 - 1)),
+    ("cvt.rpi.u32.f32", "r", "f", to_int(np.ceil, 0, 2**32 - 1)),
+    ("cvt.rni.f32.f32", "f", "f", np.rint),
+    ("cvt.sat.f32.f32", "f", "f", lambda a: np.where(np.isnan(a), 0, np.clip(a, 0, 1))),
+    ("cvt.rn.f32.s32", "f", "r", lambda a: a.astype(np.float32)),
+    ("cvt.rn.f32.u64", "f", "L", lambda a: a.astype(np.float32)),
+    ("cvt.rn.f64.s64", "d", "l", lambda a: a.astype(np.float64)),
+    ("cvt.rn.f32.f64", "f", "d", lambda a: a.astype(np.float32)),
+    ("cvt.f64.f32", "d", "f", lambda a: a.astype(np.float64)),
+    ("cvt.s64.s32", "l", "r", lambda a: a.astype(np.int64)),
+    ("cvt.u64.u32", "L", "R", lambda a: a.astype(np.uint64)),
+    ("cvt.s32.s8", "r", "r", lambda a: a.astype(np.int8).astype(np.int32)),
+    ("cvt.u32.u16", "R", "R", lambda a: a.astype(np.uint16).astype(np.uint32)),
+    ("cvt.sat.u8.s32", "r", "r", lambda a: np.clip(a, 0, 255)),
+    ("cvt.rn.f16.f32", "H", "f", lambda a: np.where(np.isnan(a), 0x7FFF, f16_bits(a))),
+    ("cvt.rn.bf16.f32", "H", "f", lambda a: np.where(np.isnan(a), 0x7FFF, t_bits(t_bf16(a)))),
+    ("cvt.rn.bf16x2.f32", "R", "FF", pairs_bf16),
+    ("cvt.rn.f16x2.f32", "R", "FF", lambda a, b: f16_bits(a).astype(np.uint32) << 16 | f16_bits(b)),
+    ("cvt.rn.relu.bf16x2.f32", "R", "FF", lambda a, b: pairs_bf16(np.maximum(a, 0), np.maximum(b, 0))),
+    ("cvt.rz.bf16x2.f32", "R", "FF", lambda a, b: (a.view(np.uint32) & 0xFFFF0000) | b.view(np.uint32) >> 16),
+    ("cvt.rna.tf32.f32", "R", "F", lambda a: (a.view(np.uint32) + 0x1000) & 0xFFFFE000),
+    ("cvt.f32.f16", "f", "H", lambda a: a.view(np.float16).astype(np.float32)),
+    ("add.f16x2", "R", "RR", f16x2(lambda a, b: a + b)),
+    ("mul.f16x2", "R", "RR", f16x2(lambda a, b: a * b)),
+    ("fma.rn.f16x2", "R", "PPP", f16x2(lambda a, b, c: a * b + c)),
+    ("fma.rn.bf16x2", "R", "PPP", bf16x2(lambda a, b, c: a * b + c)),
+    ("max.bf16x2", "R", "PP", bf16x2(np.maximum)),
+    ("neg.bf16x2", "R", "P", lambda a: a ^ 0x80008000),
+]
+
+
+def inputs(kinds: str, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random numbers and edges; `F`: tame floats, `P`: a word of two tame halves, `!`: the one before is not zero."""
+    out = []
+    for kind in kinds:
+        if kind == "!":
+            out[-1] = np.where(out[-1] == 0, np.array(3, out[-1].dtype), out[-1])
+        elif kind in "fd":
+            x = rng.standard_normal(N) * 10.0 ** rng.integers(-3, 4, N)
+            x[: len(FLOAT_EDGES)] = rng.permutation(FLOAT_EDGES)
+            out.append(x.astype(TYPES[kind][1]))
+        elif kind == "F":
+            out.append(rng.standard_normal(N).astype(np.float32))
+        elif kind == "P":
+            # Halves that are tame numbers in f16 and in bf16.
+            half = rng.integers(0x3C00, 0x4400, (N, 2)) | rng.integers(0, 2, (N, 2)) << 15
+            out.append(half.astype(np.uint16).view(np.uint32).reshape(-1))
+        else:
+            dtype = TYPES[kind][1]
+            x = rng.integers(0, 256, (N, 8), np.uint8).view(np.uint64).reshape(-1) >> rng.integers(0, 64, N, np.uint64)
+            x[: len(EDGES)] = rng.permutation(np.array([e % (1 << 64) for e in EDGES], np.uint64))
+            out.append(x.astype(f"u{np.dtype(dtype).itemsize}").view(dtype))
+    return out
+
+
+def asm_kernel(name: str, instruction: str, result: str, kinds: str, extra: str = "") -> str:
+    kinds = kinds.replace("!", "").replace("F", "f").replace("P", "R")
+    letters = "abcd"[: len(kinds)]
+    arguments = ", ".join(f"const {TYPES[k][0]}* {x}" for k, x in zip(kinds, letters, strict=True))
+    given = ", ".join(f'"{k.lower()}"({x}[i])' for k, x in zip(kinds, letters, strict=True))
+    places = ", ".join(f"%{i}" for i in range(1 + len(kinds))) + (f", {extra}" if extra else "")
+    return (
+        f'extern "C" __global__ void {name}({arguments}, {TYPES[result][0]}* out) {{ int i = threadIdx.x;'
+        f' {TYPES[result][0]} y; asm volatile("{instruction} {places};" : "={result.lower()}"(y) : {given});'
+        f" out[i] = y; }}\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def table() -> ptx.Module:
+    return ptx.parse(ptx.compile("".join(asm_kernel(f"case_{i}", *c[:3], *c[4:]) for i, c in enumerate(CASES))))
+
+
+def launch(kernel: ptx.Kernel, arrays, out_shape, out_dtype, extra=(), *, block=N, grid=1, shared=0, **options):
+    """Runs a kernel that takes the arrays, then one output, then the rest; the output comes back."""
+    memory = ptx.Memory()
+    addresses = [memory.put(a) for a in arrays]
+    out = memory.alloc(int(np.prod(out_shape)) * np.dtype(out_dtype).itemsize)
+    ptx.run(kernel, grid, block, shared, [*addresses, out, *extra], memory, **options)
+    return memory.get(out, out_dtype, out_shape)
+
+
+@pytest.mark.parametrize("i", range(len(CASES)), ids=[c[0] for c in CASES])
+def test_instruction(table, i):
+    _, result, kinds, reference, *_ = CASES[i]
+    arrays = inputs(kinds, np.random.default_rng(i))
+    if CASES[i][0].split(".")[0] in ("lg2", "rsqrt", "sqrt"):
+        arrays = [np.abs(arrays[0])]
+    if result == "R" and CASES[i][0].startswith(("bfe", "bfi", "shf")):
+        arrays[-1] %= 40
+    if "f16x2" in CASES[i][0] and "cvt" not in CASES[i][0]:
+        arrays = inputs("P" * len(arrays), np.random.default_rng(i))
+    out = launch(table.kernel(f"^case_{i}$"), arrays, N, TYPES[result][1])
+    with np.errstate(all="ignore"):
+        want = np.asarray(reference(*arrays)).astype(TYPES[result][1])
+    if ".approx" in CASES[i][0]:
+        np.testing.assert_allclose(out, want, rtol=3e-7)
+    else:
+        np.testing.assert_array_equal(out, want)
+        if result == "f":
+            ok = ~np.isnan(want)
+            np.testing.assert_array_equal(np.signbit(out[ok]), np.signbit(want[ok]))
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ptx.Module:
+    return ptx.parse(ptx.compile(SNIPPETS / "snippets_sm80.cu"))
+
+
+def test_struct_by_value_shuffles_and_barrier(kernels):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 200)).astype(np.float32)
+    memory = ptx.Memory()
+    y = memory.alloc(12)
+    q, t = (0.5, 1.5, 2.5, 3.5), list(range(8))
+    params = struct.pack("<QQif8x4f8i", memory.put(x), y, 200, 0.25, *q, *t)
+    ptx.run(kernels.kernel("row_sum"), 3, 64, 0, [params], memory)
+    want = x.astype(np.float64).sum(1) * 0.25 + 2.5 * np.arange(3) + [1, 2, 4]
+    np.testing.assert_allclose(memory.get(y, np.float32, 3), want, rtol=1e-5)
+
+
+def test_divergent_paths(kernels):
+    x = np.random.default_rng(1).integers(-50, 5000, N).astype(np.int32)
+    memory = ptx.Memory()
+    out = memory.put(np.full(N, 123456, np.int32))
+    ptx.run(kernels.kernel("paths"), 1, N, 0, [memory.put(x), out], memory)
+    want = []
+    for v in bits(x):
+        a, first = 0, v
+        while v > 0:
+            a += v
+            v = v - 3 if v & 1 else v // 2
+            if a > 10000:
+                break
+        case = first & 7
+        a = [a + 3, a * 5, a ^ 0x55, a - 11, -a, a << 3, a | 0x1000, None][case]
+        want.append(123456 if a is None else a + first * ((first >> 3) & 7))
+    assert bits(memory.get(out, np.int32, N)) == want
+
+
+def test_warp_collectives(kernels):
+    x = np.random.default_rng(2).integers(0, 100, 64).astype(np.int32)
+    out = launch(kernels.kernel("collectives"), [x], (10, 64), np.int32, block=64)
+    for w in (0, 1):
+        v, got = x[32 * w : 32 * w + 32], out[:, 32 * w : 32 * w + 32]
+        lane = np.arange(32)
+        assert (got[0] == np.where(lane % 16 >= 3, v[np.maximum(lane - 3, 0)], v)).all()
+        assert (got[1] == np.where(lane % 8 + 5 < 8, v[np.minimum(lane + 5, 31)], v)).all()
+        assert (got[2] == v[v & 31]).all()
+        assert (got[3].view(np.uint32) == sum(int(b & 1) << i for i, b in enumerate(v))).all()
+        assert (got[4] == int((v == 77).any()) + 2).all()
+        assert bits(got[5].view(np.uint32)) == [sum(1 << i for i in range(32) if (v[i] ^ a) & 3 == 0) for a in v]
+        assert (got[6] == v.sum()).all()
+        assert (got[7] == v.max()).all()
+        assert (got[8] == np.where(lane < 16, v[lane ^ 1], 16)).all()
+        assert (got[9] == (x & 1).sum()).all()
+
+
+def test_atomics(kernels):
+    x = np.random.default_rng(3).integers(0, 1000, N).astype(np.int32)
+    memory = ptx.Memory()
+    out = memory.put(np.zeros(8, np.int32))
+    ptx.run(kernels.kernel("atomics"), 1, N, 0, [memory.put(x), out], memory)
+    got = memory.get(out, np.int32, 8)
+    assert got[0] == x.sum()
+    assert got[1] == x.max()
+    assert got[2] == np.bitwise_or.reduce(x)
+    assert got[3:4].view(np.float32)[0] == x.sum()
+    assert got[4] == N % 7
+    assert got[5] == N
+    assert got[6] == x.sum()
+
+
+def test_named_barriers_and_a_spin_lock(kernels):
+    out = launch(kernels.kernel("handover"), [], 65, np.int32, block=N)
+    assert (out[:32] == 10).all()
+    assert (out[32:64] == 11).all()
+    assert out[64] == 3
+
+
+def test_vectors_and_halves(kernels):
+    x = np.random.default_rng(4).standard_normal((N, 4)).astype(np.float32)
+    got = launch(kernels.kernel("vectors"), [x], (N, 4), np.float32)
+    b = t_bf16(x[:, :2]).float().numpy()
+    h = x[:, 2:].astype(np.float16).astype(np.float64)
+    square = t_bf16(b[:, 1] * b[:, 1]).float().numpy()
+    np.testing.assert_array_equal(got[:, 0], b[:, 0] + square)
+    np.testing.assert_array_equal(got[:, 1], (h[:, 0] * h[:, 1] + h[:, 0]).astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(got[:, 2:], x[:, 2:])
+
+
+def test_libdevice_math(kernels):
+    x = np.random.default_rng(5).standard_normal(N).astype(np.float32)
+    got = launch(kernels.kernel("math"), [x], (10, N), np.float32)
+    v = x.astype(np.float64)
+    erf = torch.erf(torch.from_numpy(v)).numpy()
+    sine = np.sin((x * np.float32(1000)).astype(np.float64))
+    want = [np.exp(v), np.log(abs(v)), sine, np.tanh(v), abs(v) ** 1.7, erf, v / (1 + v * v), v * v / 3 + np.exp(v)]
+    want += [1 / np.sqrt(abs(v)), np.fmod(x, np.float32(0.3))]
+    np.testing.assert_allclose(got, np.stack(want), rtol=2e-6, atol=1e-7)
+
+
+def test_out_of_bounds_shared_access_raises(kernels):
+    kernel = kernels.kernel("out_of_shared")
+    assert (launch(kernel, [], 32, np.int32, [0], block=32, shared=128) == 1).all()
+    with pytest.raises(ptx.PtxError, match=r"line \d+: `st\.shared.*out of bounds"):
+        launch(kernel, [], 32, np.int32, [1], block=32, shared=128)
+    assert (launch(kernel, [], 32, np.int32, [-1], block=32, shared=128) == -1).all()
+
+
+def test_out_of_bounds_and_misaligned_global_access_raises(kernels):
+    with pytest.raises(ptx.PtxError, match="misaligned global"):
+        launch(kernels.kernel("misaligned"), [], 4, np.int32, [4], block=1)
+    with pytest.raises(ptx.PtxError, match="out of bounds"):
+        launch(kernels.kernel("misaligned"), [], 4, np.int32, [16], block=1)
+
+
+def test_unwritten_register_raises(kernels):
+    with pytest.raises(ptx.PtxError, match="read before it is written"):
+        launch(kernels.kernel("unwritten"), [], N, np.int32)
+
+
+def test_unknown_raises_and_names_the_line(kernels):
+    with pytest.raises(ptx.UnknownInstruction, match=r"line \d+: `vadd.*'vadd' is not known"):
+        launch(kernels.kernel("unknown_instruction"), [], N, np.int32)
+    with pytest.raises(ptx.UnknownInstruction, match=r"modifier \.sometimes is not known"):
+        launch(kernels.kernel("unknown_modifier"), [], N, np.float32)
+    assert len(ptx.unknown(kernels.kernel("unknown_modifier"))) == 1
+
+
+def test_deadlock_is_told(kernels):
+    with pytest.raises(ptx.PtxError, match=r"deadlock: 32 threads from 0 at line \d+: `bar.sync 3, 64`"):
+        launch(kernels.kernel("half_a_barrier"), [], 1, np.int32, block=64)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_async_copy(kernels, seed):
+    x = np.random.default_rng(6).integers(-100, 100, 4 * 64).astype(np.int32)
+    kernel = kernels.kernel("async_copyILb1E")
+    got = launch(kernel, [x], 5 * 64, np.int32, [202], block=64, shared=4096, seed=seed)
+    np.testing.assert_array_equal(got[:256], np.where(np.arange(256) < 202, x, 0))
+    np.testing.assert_array_equal(got[256:], x[:64])
+
+
+def test_async_copy_without_its_wait(kernels):
+    x = np.arange(256, dtype=np.int32)
+    kernel = kernels.kernel("async_copyILb0E")
+    late = launch(kernel, [x], 5 * 64, np.int32, [256], block=64, shared=4096)
+    assert (late[:256] == x).all()
+    assert (late[256:] == -1).all()
+    early = launch(kernel, [x], 5 * 64, np.int32, [256], block=64, shared=4096, delay_copies=False)
+    assert (early[256:] == x[:64]).all()
+
+
+def test_ldmatrix(kernels):
+    x = np.arange(256, dtype=np.uint16).reshape(4, 8, 8)
+    got = launch(kernels.kernel("matrices"), [x], (32, 8, 2), np.uint16, block=32, shared=512)
+    for lane in range(32):
+        g, t = lane // 4, lane % 4
+        assert (got[lane, :4] == x[:, g, 2 * t : 2 * t + 2]).all()
+        assert (got[lane, 4:] == x[:, 2 * t : 2 * t + 2, g]).all()
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+def test_gemm_matches_float64(kernels, seed):
+    rng = np.random.default_rng(7)
+    a, b = (ptx.bf16(rng.standard_normal((64, 128))) for _ in range(2))
+    kernel = kernels.kernel("gemmILb1E")
+    got = launch(kernel, [a, b], (64, 64), np.float32, [128], block=128, shared=20480, seed=seed)
+    want = ptx.from_bf16(a).astype(np.float64) @ ptx.from_bf16(b).astype(np.float64).T
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_gemm_without_its_wait_is_wrong(kernels):
+    rng = np.random.default_rng(7)
+    a, b = (ptx.bf16(rng.standard_normal((64, 128))) for _ in range(2))
+    got = launch(kernels.kernel("gemmILb0E"), [a, b], (64, 64), np.float32, [128], block=128, shared=20480)
+    assert np.isnan(got).any()
