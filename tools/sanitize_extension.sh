@@ -1,15 +1,33 @@
 #!/bin/sh
-# The case tables of every op through the torch extension, built with AddressSanitizer and UndefinedBehaviorSanitizer.
-# The sanitized library is built in a copy of the tree, so that the one in use stays as it is. Environment: PYTHON, CXX.
+# The torch extension under sanitizers. The sanitized libraries are built in a copy of the tree, so that the ones in use
+# stay as they are. Environment: PYTHON, CXX.
+#
+#   sanitize_extension.sh memory   AddressSanitizer and UndefinedBehaviorSanitizer: every case table, both columns
+#   sanitize_extension.sh races    ThreadSanitizer, each emulated thread a fiber of its own: every CUDA kernel, a few
+#                                  small cases in order and at random
 set -eu
-copy=build/sanitize
+kind=$1
+copy=build/sanitize-$kind
 mkdir -p "$copy"
 cp -ru csrc grokkernels tests tools setup.py pyproject.toml README.md LICENSE "$copy/"
 cd "$copy"
-rm -f grokkernels/_C*.so
-CXXFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all" \
-  LDFLAGS="-fsanitize=address,undefined" "$PYTHON" setup.py -q build_ext --inplace
+flags="-O1 -g -fno-omit-frame-pointer"
+case $kind in
+  memory) columns=cpu,emulated sanitizer=address,undefined library=libasan.so flags="$flags -fno-sanitize-recover=all" ;;
+  races) columns=emulated sanitizer=thread library=libtsan.so ;;
+  *) echo "sanitize_extension.sh: memory or races, got '$kind'" >&2 && exit 2 ;;
+esac
+[ "$kind" = races ] || rm -f grokkernels/_C.*.so
+rm -f grokkernels/_C_*.so
+GROKKERNELS_COLUMNS=$columns CXXFLAGS="$flags -fsanitize=$sanitizer" LDFLAGS="-fsanitize=$sanitizer" \
+  "$PYTHON" setup.py -q build_ext --inplace
 # Python itself is not built with the sanitizer: its runtime is loaded first, and leaks of the interpreter are not ours.
-runtime=$(${CXX:-c++} -print-file-name=libasan.so)
-LD_PRELOAD="$runtime $(${CXX:-c++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-  "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "float64_rule or layouts or bad_input"
+runtime="$(${CXX:-c++} -print-file-name=$library) $(${CXX:-c++} -print-file-name=libstdc++.so)"
+if [ "$kind" = memory ]; then
+  LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+    "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "float64_rule or layouts or bad_input"
+else
+  # The race checker needs the memory where it expects it: without randomised addresses. One found is exit code 66.
+  GROKKERNELS_SEEDS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 setarch -R env LD_PRELOAD="$runtime" \
+    "$PYTHON" -m pytest tests/device/test_schedules.py -p no:cacheprovider
+fi

@@ -1,7 +1,7 @@
 """The emulated column with every launch run as nvcc's own PTX: so whole kernels, inline PTX included, meet the judge.
 
-Inside `ptx_device(...)` an op called with backend="emulated" goes through its launcher as always; each launch then comes
-here, and the PTX interpreter runs it on the tensors' own memory.
+Inside `ptx_device(...)` an op called with backend="emulated" goes through its launcher as always; each launch then
+comes here, and the PTX interpreter runs it on the memory of the tensors themselves.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from __future__ import annotations
 import bisect
 import ctypes
 import functools
-import math
 import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from grokkernels import native
 from tests import ptx
+from tests.device.launches import Size, executor
 from tests.ptx.memory import Memory, Window
 from tests.ptx.types import Fault
 
@@ -60,14 +58,6 @@ class ProcessMemory(Memory):
 
 
 @functools.cache
-def _symbols(library: str) -> dict[int, str]:
-    """Offset in the library -> the demangled name of the function there."""
-    listed = subprocess.run(["nm", "-C", library], check=True, capture_output=True, text=True).stdout
-    lines = (line.split(maxsplit=2) for line in listed.splitlines())
-    return {int(parts[0], 16): parts[2] for parts in lines if len(parts) == 3 and parts[1] in "tTwW"}
-
-
-@functools.cache
 def kernels(source: Path) -> dict[str, tuple[ptx.Module, str]]:
     """The kernels of a source file as sm_80 gets them: demangled name -> PTX module and mangled name."""
     nvcc = cuda_toolkit.find_nvcc()
@@ -88,32 +78,6 @@ def sources(op: str) -> list[Path]:
     return [source for source in files if not source.stem.endswith(cuda_toolkit.HOPPER_SUFFIX)]
 
 
-Size = tuple[int, int, int]
-
-
-@contextmanager
-def _executor(function: Callable[[str, Size, Size, int, list[bytes]], None]) -> Iterator[None]:
-    """Launches of the emulated column go to `function` inside: kernel name, grid, block, shared bytes, arguments."""
-    assert native.emulated is not None, native.emulated_error
-    names = _symbols(native.emulated.__file__)
-    native.emulated.set_executor(lambda offset, *launch: function(names[offset], *launch))
-    try:
-        yield
-    finally:
-        native.emulated.set_executor(None)
-
-
-@contextmanager
-def recorded(launches: Counter[str]) -> Iterator[None]:
-    """Nothing runs inside; `launches` counts the threads that each kernel would have had."""
-
-    def note(name: str, grid: Size, block: Size, shared_bytes: int, arguments: list[bytes]) -> None:
-        launches[name] += math.prod(grid) * math.prod(block)
-
-    with _executor(note):
-        yield
-
-
 @contextmanager
 def ptx_device(ops: Iterable[str]) -> Iterator[None]:
     """Launches of kernels of these rows run as PTX inside."""
@@ -123,5 +87,5 @@ def ptx_device(ops: Iterable[str]) -> Iterator[None]:
         module, mangled = known[name]
         ptx.run(module.kernel(rf"^{mangled}$"), grid, block, shared_bytes, arguments, ProcessMemory())
 
-    with _executor(run):
+    with executor(run):
         yield

@@ -31,12 +31,7 @@ GK_DEVICE int lane_id() { return emulated::current().lane; }
 
 GK_DEVICE void sync_threads() { emulated::named_barrier(0, 0, true); }
 
-GK_DEVICE void sync_warp(uint32_t lanes = kAllLanes) {
-  void* place = emulated::current().warp;
-  emulated::release(place);
-  emulated::warp_collective(lanes, "sync_warp", nullptr, [](void**, uint32_t) {});
-  emulated::acquire(place);
-}
+GK_DEVICE void sync_warp(uint32_t lanes = kAllLanes) { emulated::warp_barrier(lanes); }
 
 GK_DEVICE unsigned char* dynamic_shared() {
   return reinterpret_cast<unsigned char*>(emulated::current().block->shared);

@@ -55,6 +55,7 @@ GK_UNWATCHED void to_worker(bool for_good) {
   Fiber* fiber = t_fiber;
   t_fiber = nullptr;
 #if defined(__SANITIZE_THREAD__)
+  if (fiber->done) end_unwatched();
   __tsan_switch_to_fiber(worker().tsan, 1);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -70,6 +71,7 @@ GK_UNWATCHED void to_fiber(Fiber* next) {
   t_fiber = next;
   ++worker().switches;
 #if defined(__SANITIZE_THREAD__)
+  if (fiber->done) end_unwatched();
   __tsan_switch_to_fiber(next->tsan, 1);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -186,7 +188,7 @@ void open_barrier(NamedBarrier& barrier) {
   barrier.waiting.clear();
 }
 
-void fiber_main() {
+GK_UNWATCHED void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
@@ -194,7 +196,7 @@ void fiber_main() {
   acquire(fiber.block->cluster);
   (*t_launch->thread)();
   release(fiber.block->cluster);
-  const Unwatched unwatched;
+  begin_unwatched();  // until the last switch away
   for (const Copy& copy : fiber.copies)
     if (copy.valid > 0) fail("the thread returns before it has waited for its asynchronous copies");
   for (const auto& group : fiber.bulk_groups)
@@ -427,45 +429,49 @@ void warp_collective(uint32_t lanes, const char* name, void* argument, Collectiv
 }
 
 void named_barrier(int id, int threads, bool wait) {
+  const Unwatched unwatched;
+  if (id < 0 || id > 15) fail("a named barrier has a number from 0 to 15, got " + std::to_string(id));
   Block& block = *t_fiber->block;
   NamedBarrier& barrier = block.barriers[id];
   release(&barrier);
-  {
-    const Unwatched unwatched;
-    ++worker().barriers;
-    if (id < 0 || id > 15) fail("a named barrier has a number from 0 to 15, got " + std::to_string(id));
-    const int expected = threads == 0 ? block.threads - block.done : threads;
-    if (threads % 32 != 0 || threads > block.threads)
-      fail("a named barrier counts whole warps of the block, got " + std::to_string(threads) + " threads");
-    if (barrier.arrived > 0 && barrier.expected != expected)
-      fail("named barrier " + std::to_string(id) + " is used with " + std::to_string(barrier.expected) + " and " +
-           std::to_string(expected) + " threads at a time");
-    barrier.expected = expected;
-    if (++barrier.arrived == expected) {
-      open_barrier(barrier);
-      maybe_yield();
-    } else if (wait) {
-      barrier.waiting.push_back(t_fiber);
-      wait_for(id == 0 ? "sync_threads" : "a named barrier");
-    }
+  ++worker().barriers;
+  const int expected = threads == 0 ? block.threads - block.done : threads;
+  if (threads % 32 != 0 || threads > block.threads)
+    fail("a named barrier counts whole warps of the block, got " + std::to_string(threads) + " threads");
+  if (barrier.arrived > 0 && barrier.expected != expected)
+    fail("named barrier " + std::to_string(id) + " is used with " + std::to_string(barrier.expected) + " and " +
+         std::to_string(expected) + " threads at a time");
+  barrier.expected = expected;
+  if (++barrier.arrived == expected) {
+    open_barrier(barrier);
+    maybe_yield();
+  } else if (wait) {
+    barrier.waiting.push_back(t_fiber);
+    wait_for(id == 0 ? "sync_threads" : "a named barrier");
   }
   if (wait) acquire(&barrier);
 }
 
 void cluster_barrier() {
+  const Unwatched unwatched;
   Cluster& cluster = *t_fiber->block->cluster;
   release(&cluster.barrier);
-  {
-    const Unwatched unwatched;
-    if (++cluster.barrier.arrived == cluster.threads - cluster.done) {
-      open_barrier(cluster.barrier);
-      maybe_yield();
-    } else {
-      cluster.barrier.waiting.push_back(t_fiber);
-      wait_for("the cluster barrier");
-    }
+  if (++cluster.barrier.arrived == cluster.threads - cluster.done) {
+    open_barrier(cluster.barrier);
+    maybe_yield();
+  } else {
+    cluster.barrier.waiting.push_back(t_fiber);
+    wait_for("the cluster barrier");
   }
   acquire(&cluster.barrier);
+}
+
+void warp_barrier(uint32_t lanes) {
+  const Unwatched unwatched;
+  Warp* warp = t_fiber->warp;
+  release(warp);
+  warp_collective(lanes, "sync_warp", nullptr, [](void**, uint32_t) {});
+  acquire(warp);
 }
 
 GK_UNWATCHED uint32_t shared_address(const void* pointer) {
@@ -569,9 +575,9 @@ void mbarrier_init(uint32_t address, int arrivals) {
 }
 
 void mbarrier_arrive(uint32_t address, int64_t bytes_expected, int arrivals) {
+  const Unwatched unwatched;
   char* place = shared_memory(address, 8, 8, "mbarrier");
   release(place);
-  const Unwatched unwatched;
   Block& block = block_of(address);
   Mbarrier& barrier = mbarrier(block, address);
   if (barrier.pending < arrivals) fail("more threads arrive at an mbarrier than it expects");
@@ -582,19 +588,16 @@ void mbarrier_arrive(uint32_t address, int64_t bytes_expected, int arrivals) {
 }
 
 void mbarrier_wait(uint32_t address, uint32_t parity) {
+  const Unwatched unwatched;
   char* place = shared_memory(address, 8, 8, "mbarrier");
-  {
-    const Unwatched unwatched;
-    Fiber& fiber = *t_fiber;
-    const Mbarrier& barrier = mbarrier(*fiber.block, address);
-    if (barrier.phase == parity) {
-      fiber.barrier_address = address;
-      fiber.barrier_parity = parity;
-      fiber.block->cluster->mbarrier_waiters.push_back(&fiber);
-      wait_for("an mbarrier");
-    } else {
-      maybe_yield();
-    }
+  Fiber& fiber = *t_fiber;
+  if (mbarrier(*fiber.block, address).phase == parity) {
+    fiber.barrier_address = address;
+    fiber.barrier_parity = parity;
+    fiber.block->cluster->mbarrier_waiters.push_back(&fiber);
+    wait_for("an mbarrier");
+  } else {
+    maybe_yield();
   }
   acquire(place);
 }

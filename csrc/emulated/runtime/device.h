@@ -155,6 +155,7 @@ void warp_collective(uint32_t lanes, const char* name, void* argument, Collectiv
 // bar.sync and bar.arrive; `threads` 0: all of the block that have not returned.
 void named_barrier(int id, int threads, bool wait);
 void cluster_barrier();
+void warp_barrier(uint32_t lanes);
 
 // The memory behind a shared address (of this block or, after mapa, of another of its cluster).
 char* shared_memory(uint32_t address, int bytes, int alignment, const char* who);

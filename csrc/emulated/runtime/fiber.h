@@ -37,20 +37,24 @@ namespace grokkernels::emulated {
 // Pushes what the System V ABI wants kept, stores the stack pointer in *save and goes on where `to` was stored.
 void switch_stack(void** save, void* to);
 
-// A scope whose memory accesses the race checker does not see: the device's own, not the kernel's.
-struct Unwatched {
+// Between these the race checker does not see memory accesses: they are the device's own, not the kernel's.
+inline void begin_unwatched() {
 #if defined(__SANITIZE_THREAD__)
-  Unwatched() {
-    AnnotateIgnoreReadsBegin("", 0);
-    AnnotateIgnoreWritesBegin("", 0);
-  }
-  ~Unwatched() {
-    AnnotateIgnoreReadsEnd("", 0);
-    AnnotateIgnoreWritesEnd("", 0);
-  }
-#else
-  Unwatched() {}
+  AnnotateIgnoreReadsBegin("", 0);
+  AnnotateIgnoreWritesBegin("", 0);
 #endif
+}
+
+inline void end_unwatched() {
+#if defined(__SANITIZE_THREAD__)
+  AnnotateIgnoreReadsEnd("", 0);
+  AnnotateIgnoreWritesEnd("", 0);
+#endif
+}
+
+struct Unwatched {
+  Unwatched() { begin_unwatched(); }
+  ~Unwatched() { end_unwatched(); }
 };
 
 }  // namespace grokkernels::emulated

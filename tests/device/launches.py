@@ -1,0 +1,73 @@
+"""What the emulated column launches: seen without being run, and a few small cases that together launch it all."""
+
+from __future__ import annotations
+
+import functools
+import math
+import subprocess
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from grokkernels import dispatch, native
+from grokkernels.testing import judge
+from grokkernels.testing.case import Case, Table
+from grokkernels.testing.cases import tables
+
+Size = tuple[int, int, int]
+Work = tuple[Table, Case, torch.dtype]
+
+# The tables of each row with CUDA kernels, by the name that its files have.
+ROWS: dict[str, list[Table]] = defaultdict(list)
+for _table in tables().values():
+    if "cuda" in dispatch.ROWS[_table.name].supports:
+        ROWS[_table.op.__module__.rsplit(".", 1)[-1]].append(_table)
+
+
+@functools.cache
+def _symbols(library: str) -> dict[int, str]:
+    """Offset in the library -> the demangled name of the function there."""
+    listed = subprocess.run(["nm", "-C", library], check=True, capture_output=True, text=True).stdout
+    lines = (line.split(maxsplit=2) for line in listed.splitlines())
+    return {int(parts[0], 16): parts[2] for parts in lines if len(parts) == 3 and parts[1] in "tTwW"}
+
+
+@contextmanager
+def executor(function: Callable[[str, Size, Size, int, list[bytes]], None]) -> Iterator[None]:
+    """Launches of the emulated column go to `function` inside: kernel name, grid, block, shared bytes, arguments."""
+    assert native.emulated is not None, native.emulated_error
+    names = _symbols(native.emulated.__file__)
+    native.emulated.set_executor(lambda offset, *launch: function(names[offset], *launch))
+    try:
+        yield
+    finally:
+        native.emulated.set_executor(None)
+
+
+def launches(table: Table, case: Case, dtype: torch.dtype) -> Counter[str]:
+    """The threads that each kernel would have when a case runs, forward and backward; nothing runs."""
+    threads: Counter[str] = Counter()
+
+    def note(name: str, grid: Size, block: Size, shared_bytes: int, arguments: list[bytes]) -> None:
+        threads[name] += math.prod(grid) * math.prod(block)
+
+    arguments = judge.in_dtype(case.arguments(), dtype)
+    with executor(note):
+        judge.run(lambda **kw: table.op(**kw, backend="emulated"), arguments, table.grad, None)
+    return threads
+
+
+def cheapest_cover(op: str, architecture: str) -> tuple[list[Work], set[str]]:
+    """Few, small cases of a row that launch every kernel that any of its cases launches; and those kernels."""
+    with judge.at_level(architecture):
+        todo = [(table, case, dtype) for table in ROWS[op] for case in table.cases for dtype in table.dtypes]
+        counted = [(launches(*work), work) for work in todo]
+    chosen: list[Work] = []
+    covered: set[str] = set()
+    for threads, work in sorted(counted, key=lambda pair: pair[0].total()):
+        if set(threads) - covered:
+            chosen.append(work)
+            covered |= set(threads)
+    return chosen, covered
