@@ -1,9 +1,14 @@
 // Tiles in shared memory and the tensor-core operands read from them, the same for bfloat16, float16 and float.
 //
 // A tile is rows of 16-byte chunks; chunk c of row r stands where c ^ (some bits of r) would, so that the eight rows an
-// ldmatrix reads lie in different banks. float is multiplied in three tf32 products (Ootomo and Yokota, "Recovering
-// single precision accuracy from Tensor Cores", 2022): x = high + low, and high*high + high*low + low*high loses no
-// more than a float32 product's rounding.
+// ldmatrix reads lie in different banks. Floats are read without ldmatrix, 32 bytes of four rows at a time: rows 0 to 3
+// (4 to 7) as they lie, rows 0, 2, 4, 6 (1, 3, 5, 7) transposed. So their chunks stay in pairs, and no such four rows
+// have the same pair in the same banks.
+//
+// float is multiplied in three tf32 products (Ootomo and Yokota, "Recovering single precision accuracy from Tensor
+// Cores", 2022): x = high + low, and low*high + high*low + high*high loses about as much as rounding a float32 product
+// does. Each starts from zero and is added to the sum by the ordinary float units, which round to nearest: tensor cores
+// cut off, and the error of a long sum would grow with its length.
 //
 // One multiply-accumulate takes kDepth<T> of the inner dimension: 16 elements of 16 bits, or 8 floats. Within those 8,
 // register t and t + 4 of the hardware's layout hold columns 2t and 2t + 1 (a sum may be taken in any order): then an
@@ -28,10 +33,15 @@ struct Tile {
 
   uint32_t base;
 
+  static GK_DEVICE int swizzle(int row) {
+    if constexpr (kChunks % 8 != 0) return kChunks % 4 == 0 ? row >> 1 & 3 : row >> 2 & 1;
+    if constexpr (sizeof(T) == 2) return row & 7;
+    return (row & 2) << 1 | ((row ^ row >> 2) & 1) << 1;
+  }
+
   // The shared address of chunk `chunk` of row `row`.
   GK_DEVICE uint32_t chunk(int row, int chunk) const {
-    const int swizzle = kChunks % 8 == 0 ? row & 7 : kChunks % 4 == 0 ? row >> 1 & 3 : row >> 2 & 1;
-    return base + static_cast<uint32_t>((row * kChunks + (chunk ^ swizzle)) * 16);
+    return base + static_cast<uint32_t>((row * kChunks + (chunk ^ swizzle(row))) * 16);
   }
 
   // The shared address of one element.
@@ -136,9 +146,12 @@ GK_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_
       b_high[i] = to_tf32(bits_to_float(b[i]));
       b_low[i] = to_tf32(bits_to_float(b[i]) - bits_to_float(b_high[i]));
     }
-    mma_m16n8k8_tf32(d, a_low, b_high);
-    mma_m16n8k8_tf32(d, a_high, b_low);
-    mma_m16n8k8_tf32(d, a_high, b_high);
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    mma_m16n8k8_tf32(sum, a_low, b_high);
+    mma_m16n8k8_tf32(sum, a_high, b_low);
+    mma_m16n8k8_tf32(sum, a_high, b_high);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += sum[i];
   }
 }
 
