@@ -218,6 +218,9 @@ def test_each_number_over_its_budget_is_one_line() -> None:
     assert fresh.failures([ONE, replace(TENSOR, per_tensor=3.5)], WHOLE) == [
         "grouped_mm fwd on sm_90a: 3.5 instructions per tensor instruction, 3.47 allowed"
     ]
+    assert fresh.failures([ONE, replace(TENSOR, per_tensor=None)], WHOLE) == [
+        "grouped_mm fwd on sm_90a: no tensor instructions any more"
+    ]
 
 
 def test_spills_need_an_allowance_with_a_reason() -> None:
@@ -225,6 +228,8 @@ def test_spills_need_an_allowance_with_a_reason() -> None:
     fresh = budget(spilled)
     assert fresh.failures([spilled], WHOLE) == [
         "rms_norm fwd<bf16> on sm_80: 16 bytes spilled, 0 allowed",
+    ]
+    assert fresh.failures([replace(ONE, stack=8)], WHOLE) == [
         "rms_norm fwd<bf16> on sm_80: 8 bytes of local memory, 0 allowed",
     ]
     fresh.kernels[ONE.kernel]["80"] |= {"spill": 16}

@@ -112,14 +112,16 @@ def over(one: Measured, entry: dict[str, Any]) -> list[str]:
     found = []
     if (entry.get("spill") or entry.get("stack")) and not entry.get("reason"):
         found.append(f"{where}: {PATH.name} allows spills or stack and gives no reason")
-    limits = [
-        ("registers", one.registers, entry.get("registers", one.registers), "registers"),
-        ("shared", one.shared, entry.get("shared", 0) if entry else one.shared, "bytes of static shared memory"),
-        ("spill", one.spill, entry.get("spill", 0), "bytes spilled"),
-        ("stack", one.stack, entry.get("stack", entry.get("spill", 0)), "bytes of local memory"),
+    limits: list[tuple[float, float, str]] = [
+        (one.registers, entry.get("registers", one.registers), "registers"),
+        (one.shared, entry.get("shared", 0) if entry else one.shared, "bytes of static shared memory"),
+        (one.spill, entry.get("spill", 0), "bytes spilled"),
+        # Spills lie in local memory: where there are any, their line says it all.
+        (0 if one.spill else one.stack, entry.get("stack", 0), "bytes of local memory"),
     ]
     if one.per_tensor is not None:
-        limit = entry.get("per_tensor", math.inf if not entry else 0)
-        limits.append(("per_tensor", round(one.per_tensor, 2), limit, "instructions per tensor instruction"))
-    found += [f"{where}: {value} {what}, {limit} allowed" for _, value, limit, what in limits if value > limit]
-    return found
+        limit = entry.get("per_tensor", 0) if entry else math.inf
+        limits.append((round(one.per_tensor, 2), limit, "instructions per tensor instruction"))
+    elif "per_tensor" in entry:
+        found.append(f"{where}: no tensor instructions any more")
+    return found + [f"{where}: {value} {what}, {limit} allowed" for value, limit, what in limits if value > limit]
