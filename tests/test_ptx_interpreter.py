@@ -12,7 +12,7 @@ import torch
 
 from tests import ptx
 
-pytestmark = pytest.mark.skipif(ptx.nvcc() is None, reason="no nvcc: neither CUDA_HOME nor PATH has one")
+pytestmark = pytest.mark.skipif(ptx.nvcc() is None, reason="no nvcc: neither CUDA_HOME nor PATH nor pip has one")
 
 SNIPPETS = Path(ptx.__file__).parent
 N = 96
@@ -501,3 +501,114 @@ def test_gemm_without_its_wait_is_wrong(kernels):
     a, b = (ptx.bf16(rng.standard_normal((64, 128))) for _ in range(2))
     got = launch(kernels.kernel("gemmILb0E"), [a, b], (64, 64), np.float32, [128], block=128, shared=20480)
     assert np.isnan(got).any()
+
+
+@pytest.fixture(scope="module")
+def hopper() -> ptx.Module:
+    return ptx.parse(ptx.compile(SNIPPETS / "snippets_sm90.cu", "compute_90a"))
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_pipeline_of_bulk_copies(hopper, seed):
+    x = np.random.default_rng(8).integers(0, 1000, (7, 64)).astype(np.int32)
+    got = launch(hopper.kernel("pipeline"), [x], (7, 64), np.int32, [7, 0], block=96, shared=1024, seed=seed)
+    np.testing.assert_array_equal(got, x + 1)
+
+
+def test_pipeline_with_planted_faults(hopper):
+    x = np.random.default_rng(8).integers(0, 1000, (7, 64)).astype(np.int32)
+
+    def run(fault):
+        return launch(hopper.kernel("pipeline"), [x], (7, 64), np.int32, [7, fault], block=96, shared=1024)
+
+    with pytest.raises(ptx.PtxError, match=r"arrivals at an mbarrier that expects 0 more|the block ends while"):
+        run(1)
+    with pytest.raises(ptx.PtxError, match="deadlock"):
+        run(2)
+    with pytest.raises(ptx.PtxError, match="arrivals at an mbarrier"):
+        run(3)
+    with pytest.raises(ptx.PtxError, match=r"arrivals at an mbarrier that expects 0 more|the block ends while"):
+        run(4)
+
+
+def test_bulk_store(hopper):
+    x = np.arange(256, dtype=np.int32)
+    for wait in (1, 2):
+        got = launch(hopper.kernel("bulk_store"), [x], 256, np.int32, [wait], block=64, shared=1024)
+        np.testing.assert_array_equal(got, 2 * x)
+    with pytest.raises(ptx.PtxError, match="may still read its shared memory"):
+        launch(hopper.kernel("bulk_store"), [x], 256, np.int32, [0], block=64, shared=1024)
+
+
+@pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
+def test_tensor_tile(hopper, swizzle):
+    """A tile of 8 rows that hangs over two edges: zeros outside, 16-byte units swizzled, the store clipped."""
+    width = (swizzle or 96) // 2
+    x = np.random.default_rng(9).integers(1, 1000, (20, 88)).astype(np.uint16)
+    memory = ptx.Memory()
+    target, out = memory.put(np.zeros_like(x)), memory.alloc(16 * width)
+    maps = [memory.tensor_map(a, (88, 20), (176,), (width, 8), 2, swizzle) for a in (memory.put(x), target)]
+    at_x, at_y = 88 - width + 3, -2
+    ptx.run(hopper.kernel("4tile"), 1, 64, 4096, [*maps, out, 8 * width, at_x, at_y], memory)
+    padded = np.zeros((24, 88 + width), np.uint16)
+    padded[2:22, :88] = x
+    want = padded[:8, at_x : at_x + width].reshape(8, -1, 8)
+    units = want.shape[1]
+    swizzled = np.empty_like(want)
+    for row in range(8):
+        for unit in range(units):
+            # Which 128-byte line of its pattern the row is in, when lines hold 128 / swizzle rows.
+            line = row * swizzle // 128 if swizzle else 0
+            swizzled[row, unit ^ (line & (units - 1) if swizzle else 0)] = want[row, unit]
+    np.testing.assert_array_equal(memory.get(out, np.uint16, (8, units, 8)), swizzled)
+    stored = np.zeros_like(x)
+    stored[:6, at_x:] = 2 * x[:6, at_x:]
+    np.testing.assert_array_equal(memory.get(target, np.uint16, x.shape), stored)
+
+
+def shared_layout(span: int, mn_major: bool) -> tuple[tuple, bytes]:
+    """A (64, 64) bf16 matrix in boxes of `span` bytes: the box, and the kernel's struct Layout. 16: no swizzle."""
+    width, rows = span // 2, 64
+    boxes, panel = 64 // width, rows * span
+    if mn_major:  # a box has 64 rows of k; a step of 16 of them
+        offsets = [16 * span * k for k in range(4)]
+        leading, stride = (128, panel) if span == 16 else (panel, 8 * span)
+    else:  # a step of k is 32 bytes
+        offsets = [32 * k // span * panel + 32 * k % span for k in range(4)]
+        leading, stride = (panel if span == 16 else 16), 8 * span
+    kind = {16: 0, 128: 1, 64: 2, 32: 3}[span]
+    descriptor = leading >> 4 << 16 | stride >> 4 << 32 | kind << 62
+    return (width, 64), struct.pack("<6iQ", boxes, width, *offsets, descriptor)
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("span", [16, 32, 64, 128])
+@pytest.mark.parametrize(("a_major", "b_major", "registers"), [(0, 0, 0), (1, 1, 0), (0, 1, 1)])
+def test_wgmma(hopper, span, a_major, b_major, registers, seed):
+    rng = np.random.default_rng(10)
+    a, b = (ptx.bf16(rng.standard_normal((64, 64))) for _ in range(2))  # (m, k) and (n, k)
+    got = run_product(hopper, a, b, span, a_major, b_major, registers, 0, seed=seed)
+    want = ptx.from_bf16(a).astype(np.float64) @ ptx.from_bf16(b).astype(np.float64).T
+    np.testing.assert_allclose(got, np.stack([want, want]) * (1 if registers else -1), atol=1e-5)
+
+
+def run_product(hopper, a, b, span, a_major, b_major, registers, fault, **options):
+    memory = ptx.Memory()
+    maps, layouts = [], []
+    for matrix, major in ((a, a_major), (b, b_major)):
+        box, layout = shared_layout(span, bool(major))
+        address = memory.put(matrix.T if major else matrix)
+        maps.append(memory.tensor_map(address, (64, 64), (128,), box, 2, span if span > 16 else 0))
+        layouts.append(layout)
+    out = memory.alloc(2 * 64 * 64 * 4)
+    kernel = hopper.kernel(f"productILb{a_major}ELb{b_major}ELb{registers}E")
+    ptx.run(kernel, 1, 256, 16384 + 8, [*maps, memory.put(a), out, *layouts, fault], memory, **options)
+    return memory.get(out, np.float32, (2, 64, 64))
+
+
+def test_wgmma_with_planted_faults(hopper):
+    a, b = (ptx.bf16(np.ones((64, 64))) for _ in range(2))
+    with pytest.raises(ptx.PtxError, match="read while a wgmma that writes it is in flight"):
+        run_product(hopper, a, b, 128, 0, 0, 0, 1)
+    with pytest.raises(ptx.PtxError, match=r"no wgmma\.fence"):
+        run_product(hopper, a, b, 128, 0, 0, 0, 2)

@@ -1,4 +1,4 @@
-"""Copies on their way: cp.async, in groups of each thread's own."""
+"""What is on its way: cp.async, in groups of each thread's own; bulk copies and wgmma have files of their own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .bulk import Bulk
 from .types import Fault
+from .wgmma import Wgmmas
 
 if TYPE_CHECKING:
     from .interpreter import Block
@@ -37,6 +39,10 @@ class Asynchronous:
         self.copies: list[Copies] = []
         self.committed = np.zeros(block.lanes, np.int64)
         """How many groups each thread has committed."""
+        self.arrivals: list[tuple[int, int]] = []
+        """Lanes whose copies so far an mbarrier waits for, and where it is."""
+        self.bulk = Bulk(block)
+        self.wgmmas = Wgmmas(block)
 
     def copy(self, destination: np.ndarray, source: np.ndarray, size: int, valid: np.ndarray) -> None:
         """The active lanes' addresses; takes effect now or later, as the launch wants it."""
@@ -112,7 +118,24 @@ class Asynchronous:
 
     def advance(self) -> bool:
         """Nobody can run: lets something arrive that lanes may be waiting for; whether there was anything."""
-        return False
+        if self.arrivals:
+            lane, address = self.arrivals.pop(0)
+            self._arrive(lambda c: c.lanes == lane)
+            self.block.mbarriers.arrive(address)
+            return True
+        return self.bulk.advance()
+
+    def arrive_after(self, addresses: np.ndarray, increments: bool) -> None:
+        """cp.async.mbarrier.arrive of the active lanes; without .noinc it expects one arrival more, its own."""
+        for lane, address in zip(self.block.active_ids(None).tolist(), addresses.tolist(), strict=True):
+            barrier = self.block.mbarriers.find(address)
+            if increments:
+                barrier.pending += 1
+            self.arrivals.append((lane, address))
+        if not self.block.launch.delay_copies:
+            while self.arrivals:
+                self.advance()
 
     def finish(self) -> None:
         """The block has ended."""
+        self.bulk.finish()

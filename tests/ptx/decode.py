@@ -46,6 +46,8 @@ class Step:
     kind: Kind = Kind.PLAIN
     members: Read | None = None
     target: int = -1
+    warpgroup: bool = False
+    """COLLECTIVE of four warps."""
 
     def __post_init__(self) -> None:
         guard = self.instruction.guard
@@ -222,10 +224,10 @@ class Form:
         operand = self.operands[at] if isinstance(at, int) else at
         return operand.items if isinstance(operand, Vector) else (operand,)
 
-    def address(self, at: int) -> Read:
+    def address(self, at: int, coordinates: bool = False) -> Read:
         """How to compute an address operand: int64, (lanes,) or a scalar."""
         operand = self.operands[at]
-        if not isinstance(operand, Address):
+        if not isinstance(operand, Address) or (operand.coordinates is not None) != coordinates:
             raise self.unknown(f"operand {at}, which is no address,")
         base, offset = operand.base, np.int64(operand.offset)
         if isinstance(base, Register):

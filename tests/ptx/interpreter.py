@@ -16,7 +16,8 @@ from . import families  # noqa: F401  registers the instructions
 from .asynchronous import Asynchronous
 from .barrier import Barriers
 from .decode import Kind, Step, bad, decode
-from .memory import GENERIC, LOCAL_FIRST, SHARED_FIRST, LocalWindow, Memory, Window
+from .mbarrier import Mbarriers
+from .memory import GENERIC, LOCAL_FIRST, SHARED_FIRST, SPACE_BIT, LocalWindow, Memory, Window
 from .parser import Instruction, Kernel, Parameter
 from .types import Fault, PtxError, UnknownInstruction
 
@@ -35,6 +36,7 @@ class Launch:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     memory: Memory
+    globals: Window
     parameters: np.ndarray
     shared_bytes: int
     delay_copies: bool
@@ -72,8 +74,8 @@ def run(
     rng = None if seed is None else np.random.default_rng(seed)
     parameters = _parameters(kernel, args)
     launch = Launch(
-        kernel, steps, grid, block, memory, parameters, shared_bytes, delay_copies, rng, max_steps, addresses,
-        static_shared, local_bytes,
+        kernel, steps, grid, block, memory, memory.window(), parameters, shared_bytes, delay_copies, rng, max_steps,
+        addresses, static_shared, local_bytes,
     )  # fmt: skip
     taken = 0
     with np.errstate(all="ignore"):
@@ -189,6 +191,7 @@ class Block:
         self.steps_taken = 0
         self.events = 0
         """Counts what another lane could be waiting for: a deadlock is a time without."""
+        self.looked_at, self.rounds = -1, 0
         self.mask = self.everyone = np.ones(n, np.bool_)
         self.full = True
         registers = launch.kernel.registers
@@ -204,9 +207,10 @@ class Block:
         self.local = LocalWindow(n, launch.local_bytes)
         size = launch.parameters.size
         self.param = Window("param", launch.parameters, 0, _first(launch.kernel.parameter_bytes, size))
-        self.globals = self.memory.window()
+        self.globals = launch.globals
         self.specials = self._specials(threads, ctaid)
         self.barriers = Barriers(self)
+        self.mbarriers = Mbarriers(self)
         self.asynchronous = Asynchronous(self)
         self.meeting = np.zeros(n, np.bool_)
 
@@ -251,45 +255,56 @@ class Block:
 
     def _look(self, index: int) -> None:
         name = self.launch.kernel.registers[index].name
-        promise = self.in_flight.get(index)
-        if promise is not None and promise.settle():
+        if index in self.in_flight and self._settle(index, "read"):
             del self.in_flight[index]
-            self.registers[index] = promise.value
-            promise = None
-        if promise is not None and (promise.mask & self.mask).any():
-            raise Fault(f"{name} is read while a wgmma that writes it is in flight")
         holes = self.unwritten.get(index)
         if holes is not None and (holes & self.mask).any():
             raise Fault(f"{name} is read before it is written")
-        self.odd[index] = promise is not None or holes is not None
+        self.odd[index] = index in self.in_flight or holes is not None
 
     def put(self, index: int, bits: np.ndarray) -> None:
         """Writes a register in the active lanes. Arrays in registers are never changed in place, so may be shared."""
         if self.odd[index]:
             if index in self.in_flight:
-                promise = self.in_flight[index]
-                if not promise.settle() and (promise.mask & self.mask).any():
-                    raise Fault(f"{self.launch.kernel.registers[index].name} is written while a wgmma is in flight")
-                if promise.settle():
-                    self.registers[index] = promise.value
+                if self._settle(index, "written"):
                     del self.in_flight[index]
-            if index in self.unwritten:
-                left = self.unwritten[index] & ~self.mask
-                if left.any():
-                    self.unwritten[index] = left
                 else:
-                    del self.unwritten[index]
-            self.odd[index] = index in self.in_flight or index in self.unwritten
+                    self.in_flight[index] = Promise(self.mask, self.in_flight[index], result=bits)
+            self._written(index)
         self.registers[index] = bits if self.full else np.where(self.mask, bits, self.registers[index])
 
-    def promise(self, index: int, promise: Promise) -> bool:
-        """Puts what a wgmma will compute into a register, if that concerns all active lanes; whether it did."""
-        if (self.mask & ~promise.mask).any():
-            return False
-        self.put(index, np.zeros(self.lanes, self.registers[index].dtype))
-        self.in_flight[index] = promise
-        self.odd[index] = True
-        return True
+    def _settle(self, index: int, what: str) -> bool:
+        """A register in flight gets what is already computed; whether that is all. In an active lane it must be."""
+        promise = self.in_flight[index]
+        pending = promise.pending()
+        if (pending & self.mask).any():
+            name = self.launch.kernel.registers[index].name
+            raise Fault(f"{name} is {what} while a wgmma that writes it is in flight")
+        self.registers[index] = promise.current()
+        return not pending.any()
+
+    def _written(self, index: int) -> None:
+        if index in self.unwritten:
+            left = self.unwritten[index] & ~self.mask
+            if left.any():
+                self.unwritten[index] = left
+            else:
+                del self.unwritten[index]
+        self.odd[index] = index in self.in_flight or index in self.unwritten
+
+    def peek(self, index: int) -> np.ndarray | Promise:
+        """A register's value, or the promise of it if an active lane's is in flight."""
+        promise = self.in_flight.get(index)
+        if promise is None or not (promise.pending() & self.mask).any():
+            return self.value(index)
+        return promise
+
+    def promise(self, index: int, source: Promise | None = None) -> Promise:
+        """A value to come for the active lanes of a register: its own, or a copy of another's."""
+        before = self.in_flight.get(index, self.registers[index])
+        promise = self.in_flight[index] = Promise(self.mask, before, source)
+        self._written(index)
+        return promise
 
     def activate(self, mask: np.ndarray) -> None:
         """What runs from here on concerns these lanes."""
@@ -316,14 +331,16 @@ class Block:
         """The parts of the active lanes' addresses: (space, selection or None for all, address in that space)."""
         if space is not None:
             return [(space, None, address)]
-        kinds = address >> 44
+        kinds = address >> SPACE_BIT
         out = []
-        for name, first in (("global", 0), *GENERIC.items()):
-            chosen = kinds == (first >> 44)
+        for name, first in GENERIC.items():
+            chosen = kinds == (first >> SPACE_BIT)
             if chosen.all():
                 return [(name, None, address - first)]
             if chosen.any():
                 out.append((name, chosen, address[chosen] - first))
+        if sum(int(chosen.sum()) for _, chosen, _ in out) != address.size:
+            raise Fault("an address in no memory at all")
         return out
 
     def load(self, space: str | None, address: np.ndarray, size: int, count: int = 1) -> np.ndarray:
@@ -480,17 +497,20 @@ class Block:
 
     def _stuck(self) -> None:
         """Nobody can run: what is still on its way arrives, sleepers look again; else it is a deadlock."""
-        if self.asynchronous.advance():
+        asleep = bool((self.state == SLEEPING).any())
+        if asleep and self.looked_at != self.events:
+            # Whoever polls looks once more before anything arrives: polling once is no wait.
+            self.looked_at, self.rounds = self.events, 0
             self.wake()
             return
-        asleep = self.state == SLEEPING
-        if asleep.any():
-            idle = self.events == getattr(self, "_events_when_stuck", -1)
-            self._idle_rounds = self._idle_rounds + 1 if idle else 0
-            self._events_when_stuck = self.events
-            if self._idle_rounds < 4:
-                self.wake()
-                return
+        if self.asynchronous.advance():
+            self.events += 1
+            self.wake()
+            return
+        self.rounds += 1
+        if asleep and self.rounds < 1000:
+            self.wake()
+            return
         lines: dict[str, list[int]] = {}
         for lane in np.flatnonzero(self.state != EXITED):
             pc = int(self.pc[lane])
@@ -536,14 +556,8 @@ class Block:
         """The lanes whose partners have all arrived execute; the others wait here."""
         here = arrived | (self.meeting & (self.pc == pc) & (self.state == WAITING))
         self.activate(here)
-        bits = np.uint64(1) << (self.lane_ids % 32).astype(np.uint64)
-        named = np.uint64(0xFFFFFFFF) if step.members is None else step.members(self).astype(np.uint64)
-        named = np.broadcast_to(named, self.shape)
-        if step.members is not None and ((named & bits) == 0)[here].any():
-            raise Fault("a lane is not in its own membermask")
-        missing = named & self.warp_bits(self.alive()) & ~self.warp_bits(here)
-        ready = here & (missing == 0)
-        late = here & (missing != 0)
+        missing = self._missing(step, here)
+        ready, late = here & ~missing, here & missing
         self.pc[late] = pc
         self.wait(late)
         self.meeting = (self.meeting & ~ready) | late
@@ -552,6 +566,21 @@ class Block:
             self.pc[ready] = pc + 1
             self.activate(ready)
             step.run(self)
+
+    def _missing(self, step: Step, here: np.ndarray) -> np.ndarray:
+        """(lanes,): whose partners are not all here."""
+        alive = self.alive()
+        if step.warpgroup:
+            if self.lanes % 128:
+                raise Fault(f"a block of {self.lanes} threads has no whole warpgroups")
+            return np.repeat((alive & ~here).reshape(-1, 128).any(1), 128)
+        if step.members is None:
+            return np.repeat((alive & ~here).reshape(-1, 32).any(1), 32)
+        bits = np.uint64(1) << (self.lane_ids % 32).astype(np.uint64)
+        named = np.broadcast_to(step.members(self).astype(np.uint64), self.shape)
+        if ((named & bits) == 0)[here].any():
+            raise Fault("a lane is not in its own membermask")
+        return (named & self.warp_bits(alive) & ~self.warp_bits(here)) != 0
 
     def warp_bits(self, mask: np.ndarray) -> np.ndarray:
         """(lanes,): which lanes of a lane's warp are in the mask, as the bits of a uint64."""
@@ -564,15 +593,33 @@ class Block:
 
 
 class Promise:
-    """A register's value that a wgmma still has to compute; copying a register copies the promise."""
+    """A register's value of which a wgmma still has to compute some lanes, those of `mask`.
 
-    def __init__(self, mask: np.ndarray, before: np.ndarray) -> None:
-        self.mask, self.before = mask, before
-        self.result: np.ndarray | None = None
-        self.value = before
+    The other lanes are as before, which can be a promise too. Copying a register copies the promise: `source`.
+    """
 
-    def settle(self) -> bool:
-        return self.result is not None
+    def __init__(
+        self,
+        mask: np.ndarray,
+        before: np.ndarray | Promise,
+        source: Promise | None = None,
+        result: np.ndarray | None = None,
+    ) -> None:
+        self.mask, self.before, self.source, self.result = mask, before, source, result
+
+    def pending(self) -> np.ndarray:
+        """Which lanes are not computed yet."""
+        if self.result is not None:
+            own = np.zeros_like(self.mask)
+        else:
+            own = self.mask if self.source is None else self.source.pending() & self.mask
+        return own | (self.before.pending() & ~self.mask) if isinstance(self.before, Promise) else own
+
+    def current(self) -> np.ndarray:
+        """The value as far as it is computed."""
+        before = self.before.current() if isinstance(self.before, Promise) else self.before
+        value = self.result if self.source is None else self.source.current()
+        return before if value is None else np.where(self.mask, value, before)
 
 
 def _first(count: int, size: int) -> np.ndarray:

@@ -14,8 +14,9 @@ GLOBAL_FIRST = 1 << 33
 SHARED_FIRST = 1024
 """Shared addresses begin here: a null shared pointer is out of bounds, and 1024-byte alignment stays possible."""
 LOCAL_FIRST = 64
-GENERIC = {"shared": 1 << 44, "local": 1 << 45, "param": 1 << 46}
-"""Where the other spaces lie among generic addresses; a global address is its own generic address."""
+SPACE_BIT = 48
+GENERIC = {"global": 0, "shared": 1 << SPACE_BIT, "local": 2 << SPACE_BIT, "param": 3 << SPACE_BIT}
+"""Where the spaces lie among generic addresses: a global address, of at most 48 bits, is its own generic address."""
 FENCE = 256
 
 
@@ -79,10 +80,17 @@ class Memory:
             raise ValueError(f"no tensor map: {shape=} {strides=} {box=} {swizzle=}")
         if address % 16 or any(s % 16 for s in strides) or box[0] * itemsize % 16:
             raise ValueError("a tensor map wants a 16-byte aligned address, strides and inner box")
-        if swizzle and box[0] * itemsize > swizzle:
-            raise ValueError(f"the inner box of {box[0] * itemsize} bytes exceeds the swizzle's {swizzle}")
+        if swizzle and box[0] * itemsize != swizzle:
+            raise ValueError(f"an inner box of {box[0] * itemsize} bytes under a swizzle of {swizzle} is not known")
         self.maps.append(TensorMap(address, tuple(shape), (itemsize, *strides), tuple(box), itemsize, swizzle))
         return struct.pack("<8sQ", b"tensmap!", len(self.maps) - 1).ljust(128, b"\xff")
+
+    def find_map(self, raw: bytes) -> TensorMap:
+        """The description behind the 128 bytes that `tensor_map` gave."""
+        magic, index = struct.unpack_from("<8sQ", raw)
+        if magic != b"tensmap!" or index >= len(self.maps):
+            raise Fault("the bytes of a tensor map that are not from Memory.tensor_map")
+        return self.maps[index]
 
     def window(self) -> Window:
         return Window("global", self.data, GLOBAL_FIRST, self.valid)

@@ -1,3 +1,15 @@
 """The instructions, a file per family; importing one registers what it knows."""
 
-from . import arithmetic, control, conversion, copies, floating, matrix, memory_access, move, warp  # noqa: F401
+from . import (  # noqa: F401
+    arithmetic,
+    control,
+    conversion,
+    copies,
+    floating,
+    matrix,
+    mbarriers,
+    memory_access,
+    move,
+    warp,
+    warpgroup,
+)

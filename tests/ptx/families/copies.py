@@ -6,12 +6,20 @@ import numpy as np
 
 from ..decode import Form, family
 from ..parser import Register
+from .bulk_copies import bulk
 from .memory_access import hints
 
 
 @family("cp")
 def cp(form: Form):
+    reduce = form.flag("reduce")
     form.need("async")
+    if form.flag("bulk"):
+        return bulk(form, reduce)
+    if reduce:
+        raise form.unknown("a reduction that is not .bulk")
+    if form.flag("mbarrier"):
+        return _arrive(form)
     if form.flag("commit_group"):
         form.count(0)
         return lambda b: b.asynchronous.commit()
@@ -23,6 +31,17 @@ def cp(form: Form):
         left = form.constant(0)
         return lambda b: b.asynchronous.wait(left)
     return _copy(form)
+
+
+def _arrive(form: Form):
+    """cp.async.mbarrier.arrive{.noinc} [address]: arrives when the thread's copies so far have."""
+    form.need("arrive")
+    increments = not form.flag("noinc")
+    form.need("shared", "shared::cta")
+    form.type("b64")
+    form.count(1)
+    address = form.address(0)
+    return lambda b: b.asynchronous.arrive_after(b.compress(address(b)), increments)
 
 
 def _copy(form: Form):

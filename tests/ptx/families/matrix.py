@@ -89,7 +89,7 @@ def _from_f16(words: np.ndarray) -> np.ndarray:
     return _halves(words).view(np.float16).astype(np.float64)
 
 
-_ELEMENTS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
+ELEMENTS: dict[str, tuple[int, Callable[[np.ndarray], np.ndarray]]] = {
     "bf16": (2, lambda w: from_bf16(_halves(w)).astype(np.float64)),
     "f16": (2, _from_f16),
     "tf32": (1, lambda w: tf32_values(w).astype(np.float64)),
@@ -127,7 +127,7 @@ def mma(form: Form) -> Step:
     allowed = {"s32"} if integer else {"f32", "f16"} if a_type in ("f16", "e4m3", "e5m2") else {"f32"}
     pairs = {"s8": ("s8", "u8"), "u8": ("s8", "u8"), "e4m3": ("e4m3", "e5m2"), "e5m2": ("e4m3", "e5m2")}
     if (
-        a_type not in _ELEMENTS
+        a_type not in ELEMENTS
         or b_type not in pairs.get(a_type, (a_type,))
         or d_type != c_type
         or d_type not in allowed
@@ -136,8 +136,8 @@ def mma(form: Form) -> Step:
     ):
         raise form.unknown(f"{shape}.{'.'.join(kinds)}")
     form.count(4)
-    per, to_values = _ELEMENTS[a_type]
-    to_b_values = _ELEMENTS[b_type][1]
+    per, to_values = ELEMENTS[a_type]
+    to_b_values = ELEMENTS[b_type][1]
     a_layout, b_layout, c_layout = fragment_a(k, per), fragment_b(k, per), fragment_c()
     half = d_type == "f16"
     word = "b32" if half else d_type

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..decode import Form, family
-from ..memory import GENERIC
+from ..memory import GENERIC, SPACE_BIT
 from ..parser import Address, Register, Special, Symbol, Vector
 from ..types import TYPES, Fault
 
@@ -43,9 +43,11 @@ def _copy(form: Form, type):
     bits = np.bool_ if type.kind == "p" else f"u{type.size}"
 
     def run(b):
-        promise = b.in_flight.get(source)
-        if promise is not None and not promise.settle() and b.promise(destination, promise):
-            return
+        if source in b.in_flight:
+            promise = b.peek(source)
+            if not isinstance(promise, np.ndarray):
+                b.promise(destination, promise)
+                return
         write(b, b.value(source).view(bits).view(type.dtype))
 
     return run
@@ -119,13 +121,11 @@ def cvta(form: Form):
     if type.name == "u32":
         raise form.unknown("a 32-bit generic address")
     read, write = form.reader(1, "u64"), form.writer(0, "u64")
-    first = np.uint64(GENERIC.get(space, 0))
-    if not first:
-        return lambda b: write(b, read(b))
+    first, shift = np.uint64(GENERIC["global" if space == "const" else space]), np.uint64(SPACE_BIT)
 
     def run(b):
         value = read(b)
-        if to and (b.compress(value >> np.uint64(44)) != first >> np.uint64(44)).any():
+        if (b.compress(value >> shift) != (first >> shift if to else 0)).any():
             raise Fault(f"an address that is not in {space} memory")
         write(b, value - first if to else value + first)
 
@@ -139,8 +139,8 @@ def isspacep(form: Form):
     if space == "const":
         raise form.unknown("constant memory's window")
     read, write = form.reader(1, "u64"), form.writer(0, "pred")
-    window = np.uint64(GENERIC.get(space, 0) >> 44)
-    return lambda b: write(b, read(b) >> np.uint64(44) == window)
+    window = np.uint64(GENERIC[space] >> SPACE_BIT)
+    return lambda b: write(b, read(b) >> np.uint64(SPACE_BIT) == window)
 
 
 @family("mapa")
