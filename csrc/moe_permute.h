@@ -17,6 +17,7 @@ struct MoePermuteFwdParams {
   void* rows;                            // (N*K, C)
   int32_t* slots;                        // (N, K): row of (n, k), -1 when dropped
   int32_t* offsets;                      // (E): where each expert's rows end
+  int32_t* counts;                       // work space on a device: expert_order_counts(N * K, E) elements
   int64_t x_stride;
 };
 
@@ -48,6 +49,7 @@ struct MoeUnpermuteBwdParams {
   const int32_t* slots;
   void* dy;         // (N*K, C)
   float* dweights;  // (N, K)
+  uint8_t* named;   // work space on a device: (N*K), whether a slot names the row
   int64_t dout_stride, y_stride;
 };
 

@@ -82,20 +82,20 @@ _unpermute = dispatch.define(
 )
 
 
-def _permute_supports_cpu(
+def _permute_supports_native(
     x: torch.Tensor, indices: torch.Tensor, num_experts: int, *, capacity: int | None = None
 ) -> str | None:
     return dispatch.native_dtypes(x=x)
 
 
-def _unpermute_supports_cpu(y: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> str | None:
+def _unpermute_supports_native(y: torch.Tensor, weights: torch.Tensor, slots: torch.Tensor) -> str | None:
     if weights.dtype != torch.float32:
         return f"weights is {weights.dtype}; float32 is supported"
     return dispatch.native_dtypes(y=y)
 
 
-PERMUTE = dispatch.Row("moe_permute", {"cpu": _permute_supports_cpu})
-UNPERMUTE = dispatch.Row("moe_unpermute", {"cpu": _unpermute_supports_cpu})
+PERMUTE = dispatch.Row("moe_permute", {"cpu": _permute_supports_native, "cuda": _permute_supports_native})
+UNPERMUTE = dispatch.Row("moe_unpermute", {"cpu": _unpermute_supports_native, "cuda": _unpermute_supports_native})
 
 
 def int32_indices(indices: torch.Tensor, num_experts: int) -> torch.Tensor:

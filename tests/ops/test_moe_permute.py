@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
+from grokkernels import native
 from grokkernels.testing import judge
 from grokkernels.testing.cases import moe_permute as permute_cases
 from grokkernels.testing.cases import moe_unpermute as unpermute_cases
@@ -30,34 +31,53 @@ class TestUnpermute(CaseTableTests):
     data=st.data(),
     how=st.sampled_from(["even", "uneven", "one", "dropped"]),
     dtype=st.sampled_from(permute_cases.TABLE.dtypes),
+    backend=st.sampled_from(["cpu", "emulated"]),
 )
 def test_drawn_routings(
-    tokens: int, cols: int, experts: int, data: st.DataObject, how: str, dtype: torch.dtype
+    tokens: int, cols: int, experts: int, data: st.DataObject, how: str, dtype: torch.dtype, backend: str
 ) -> None:
     top_k = data.draw(st.integers(1, experts))
     capacity = data.draw(st.none() | st.integers(0, 20))
     for cases in (permute_cases, unpermute_cases):
         case = cases.case(tokens, cols, experts, top_k, how, capacity=capacity)
-        verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+        verdict = judge.judge(cases.TABLE, case, dtype, backend)
         assert verdict.passed, verdict
 
 
-def test_there_and_back() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_there_and_back(backend: str) -> None:
     """With weights 1/K the way back gives the tokens again."""
     x = torch.randn(50, 33)
     indices = permute_cases.routing(torch.Generator().manual_seed(0), 50, 8, 2)
-    rows, slots, offsets = grokkernels.moe_permute(x, indices, 8, backend="cpu")
+    rows, slots, offsets = grokkernels.moe_permute(x, indices, 8, backend=backend)
     assert offsets[-1] == 100
-    assert torch.equal(grokkernels.moe_unpermute(rows, torch.full((50, 2), 0.5), slots, backend="cpu"), x)
+    assert torch.equal(grokkernels.moe_unpermute(rows, torch.full((50, 2), 0.5), slots, backend=backend), x)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_order_does_not_depend_on_the_schedule(seed: int) -> None:
+    """Threads of a device in any order: the same bits, of several chunks and of more experts than fit at a time."""
+    for tokens, experts, top_k, capacity in ((2500, 7, 2, 600), (1500, 1100, 3, None)):
+        indices = permute_cases.routing(torch.Generator().manual_seed(0), tokens, experts, top_k, "uneven")
+        x = torch.randn(tokens, 3)
+        expected = grokkernels.moe_permute(x, indices, experts, capacity=capacity, backend="reference")
+        native.emulated.set_seed(seed)
+        try:
+            got = grokkernels.moe_permute(x, indices, experts, capacity=capacity, backend="emulated")
+        finally:
+            native.emulated.set_seed(0)
+        for one, other in zip(got, expected, strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("overload", ["native", "emulated"])
 @pytest.mark.parametrize("slots", [[[0, 99], [-7, 1]], [[4, 2**31 - 1], [-(2**31), 0]]])
-def test_native_functions_stay_inside(slots: list[list[int]]) -> None:
+def test_native_functions_stay_inside(slots: list[list[int]], overload: str) -> None:
     """Whatever slots hold, the native functions read and write their own memory only."""
     y, weights, slots = torch.randn(4, 8), torch.ones(2, 2), torch.tensor(slots, dtype=torch.int32)
-    out = torch.ops.grokkernels.moe_unpermute_fwd.native(y, weights, slots)
-    torch.ops.grokkernels.moe_unpermute_bwd.native(out, y, weights, slots)
-    torch.ops.grokkernels.moe_permute_bwd.native(y, slots)
+    out = getattr(torch.ops.grokkernels.moe_unpermute_fwd, overload)(y, weights, slots)
+    getattr(torch.ops.grokkernels.moe_unpermute_bwd, overload)(out, y, weights, slots)
+    getattr(torch.ops.grokkernels.moe_permute_bwd, overload)(y, slots)
     assert torch.equal(out[0], y[0] if slots[0, 0] == 0 else torch.zeros(8))
 
 

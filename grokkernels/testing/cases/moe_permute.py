@@ -70,5 +70,7 @@ TABLE = Table(
         case(40, 24, 4, 2, "uneven", capacity=9, why="later tokens are dropped"),
         case(6, 8, 4, 2, capacity=0, why="everything is dropped"),
         case(17000, 1, 8, 2, "uneven", capacity=3000, why="several chunks in the histogram"),
+        case(700, 1, 2500, 8, "dropped", capacity=3, why="more experts than a device counts at a time, two chunks"),
+        case(21, 64, 6, 3, "uneven", capacity=9, why="rows of whole 16-byte vectors"),
     ),
 )

@@ -40,6 +40,7 @@ TABLE = Table(
         case(40, 24, 4, 2, "dropped", why="slots of -1 add nothing, rows without a slot get no gradient"),
         case(40, 24, 4, 2, "uneven", capacity=9),
         case(6, 24, 4, 2, capacity=0, why="everything is dropped"),
+        case(21, 1096, 6, 3, "uneven", capacity=9, why="rows of whole 16-byte vectors, a warp with several"),
         case(3, 4100, 4, 2, why="two blocks in the dot product of the weights' gradient"),
     ),
 )
