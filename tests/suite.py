@@ -35,8 +35,10 @@ class Backend:
 
 def backends(table: Table) -> list[Backend]:
     """Every backend that judges this table here: the CPU one once per level that the machine has, the emulated one once
-    per architecture that has kernels of its own."""
-    names = ["cpu", *(["emulated"] if "cuda" in dispatch.ROWS[table.name].supports else [])]
+    per architecture that has kernels of its own, and the CUDA one where there is a GPU."""
+    names = ["cpu"]
+    if "cuda" in dispatch.ROWS[table.name].supports:
+        names += ["emulated", *(["cuda"] if native.cuda is not None and torch.cuda.is_available() else [])]
     return [Backend(name, level) for name in names for level in judge.levels(table, name)]
 
 

@@ -10,22 +10,23 @@ LAYOUTS = ("fenced", "padded_rows", "strided", "transposed")
 _MARGIN = 64  # elements on either side: a cache line and more, so that a vector load past the end meets NaN
 
 
-def _poison(numel: int, like: torch.Tensor) -> torch.Tensor:
+def _poison(numel: int, like: torch.Tensor, device: str) -> torch.Tensor:
     if like.is_floating_point():
-        return torch.full((numel,), float("nan"), dtype=like.dtype)
+        return torch.full((numel,), float("nan"), dtype=like.dtype, device=device)
     if like.dtype == torch.bool:
-        return torch.ones(numel, dtype=torch.bool)
-    return torch.full((numel,), torch.iinfo(like.dtype).max, dtype=like.dtype)
+        return torch.ones(numel, dtype=torch.bool, device=device)
+    return torch.full((numel,), torch.iinfo(like.dtype).max, dtype=like.dtype, device=device)
 
 
 class Fence:
-    """Copies of the tensor arguments laid into poisoned memory.
+    """Copies of the tensor arguments laid into poisoned memory of a device.
 
     layout: "fenced" is contiguous; "padded_rows" leaves poison between the rows of the last dim; "strided" leaves
     poison between any two elements; "transposed" stores the dims in reverse order (tensors of two dims and more).
     """
 
-    def __init__(self, arguments: Arguments, layout: str = "fenced") -> None:
+    def __init__(self, arguments: Arguments, layout: str = "fenced", device: str = "cpu") -> None:
+        self._device = device
         self.arguments: Arguments = {}
         self._memory: list[tuple[torch.Tensor, torch.Tensor]] = []
         for name, value in arguments.items():
@@ -40,7 +41,7 @@ class Fence:
             step *= max(tensor.shape[d], 1)
             if layout == "padded_rows" and count == 0:
                 step += 16
-        memory = _poison(step + 2 * _MARGIN, tensor)
+        memory = _poison(step + 2 * _MARGIN, tensor, self._device)
         view = memory.as_strided(tensor.shape, strides, _MARGIN)
         view.copy_(tensor)
         self._memory.append((memory, memory.clone()))

@@ -81,7 +81,8 @@ def run(
     gradients: list[torch.Tensor | None] = []
     if floats and wanted:
         finite = [
-            torch.where(torch.isfinite(o.detach()), c.to(o.dtype), 0) for o, c in zip(floats, cotangents, strict=True)
+            torch.where(torch.isfinite(o.detach()), c.to(o.device, o.dtype), 0)
+            for o, c in zip(floats, cotangents, strict=True)
         ]
         gradients = list(torch.autograd.grad(floats, [leaves[name] for name in wanted], finite, allow_unused=True))
     return [out.detach() for out in outputs], gradients, cotangents
@@ -162,13 +163,15 @@ def _compared(table: Table, arguments: Arguments, dtype: torch.dtype, backend: s
     arguments = in_dtype(arguments, dtype)
     oracle_out, oracle_grad, cotangents = run(table.reference, in_float64(arguments), table.grad, None)
     low_out, low_grad, _ = run(table.reference, arguments, table.grad, cotangents)
-    fence = Fence(arguments, layout)
+    fence = Fence(arguments, layout, "cuda" if backend == "cuda" else "cpu")
     with nan_outputs():
         got_out, got_grad, _ = run(
             lambda **kw: table.op(**kw, backend=backend), fence.arguments, table.grad, cotangents
         )
     if not fence.intact():
         raise _Defect("an input, or the memory around it, was written to")
+    got_out = [out.cpu() for out in got_out]
+    got_grad = [None if grad is None else grad.cpu() for grad in got_grad]
     if len(got_out) != len(low_out):
         raise _Defect(f"{len(got_out)} outputs instead of {len(low_out)}")
     names = [name for name in table.grad if isinstance(arguments.get(name), torch.Tensor)]
