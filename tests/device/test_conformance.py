@@ -1,7 +1,4 @@
-"""Every name of the device vocabulary, run as nvcc's PTX and on the emulated device: the bits are the same.
-
-The kernels are csrc/tests/device/conformance*.cu; `make gpu` runs the same ones on a GPU.
-"""
+"""Every name of the device vocabulary, run as nvcc's PTX and on the emulated device: the bits are the same."""
 
 from __future__ import annotations
 
@@ -9,56 +6,26 @@ import ctypes
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests import ptx
+from tests.device import conformance
+from tests.device.conformance import ROOT, SOURCES
 
-ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-import cuda_toolkit  # noqa: E402
+import cuda_toolkit
 
-SOURCES = {
-    "80": ROOT / "csrc/tests/device/conformance.cu",
-    "90a": ROOT / "csrc/tests/device/conformance_sm90.cu",
-}
-WORDS = 4096
-SEEDS = 3
-# The hardware's error bound of an approximation, in units of the last place, or None where it is absolute.
-ULPS = {"approx_exp2": 2, "approx_log2": 4, "approx_reciprocal": 1, "approx_rsqrt": 2, "approx_tanh": 0}
-
-
-def names(source: Path) -> list[str]:
-    return re.findall(r"^KERNEL(?:_OF)?\((\w+)", source.read_text(encoding="utf-8"), re.MULTILINE)
-
-
-KERNELS = [(arch, name) for arch, source in SOURCES.items() for name in names(source)]
-
-
-def words(seed: int) -> np.ndarray:
-    """Random input: half of the words are floats of moderate size, half any finite bits."""
-    rng = np.random.default_rng(seed)
-    floats = (rng.standard_normal(WORDS) * 8).astype(np.float32).view(np.uint32)
-    bits = rng.integers(0, 1 << 32, WORDS, dtype=np.uint64).astype(np.uint32) & np.uint32(0xBF7FFFFF)
-    return np.where(rng.random(WORDS) < 0.5, floats, bits).astype(np.uint32)
+KERNELS = [(arch, name) for arch, source in SOURCES.items() for name in conformance.names(source)]
 
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL]:
     """The kernels built for the emulated device, by architecture."""
-    built = {}
-    for arch, source in SOURCES.items():
-        target = tmp_path_factory.mktemp("conformance") / f"emulated_{arch}.so"
-        csrc = ROOT / "csrc"
-        runtime = csrc / "emulated" / "runtime" / "device.cpp"
-        flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas", f"-I{csrc}", f"-I{csrc / 'emulated'}"]
-        command = ["c++", *flags, "-x", "c++", str(source), str(runtime), "-o", str(target), "-pthread"]
-        subprocess.run(command, check=True)
-        built[arch] = ctypes.CDLL(str(target))
-    return built
+    folder = tmp_path_factory.mktemp("conformance")
+    return {arch: ctypes.CDLL(str(conformance.build_emulated(source, folder))) for arch, source in SOURCES.items()}
 
 
 @pytest.fixture(scope="session")
@@ -75,47 +42,22 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ptx.Module]:
     return read
 
 
-def run_emulated(library: ctypes.CDLL, name: str, given: np.ndarray) -> np.ndarray:
-    out = np.full(WORDS, 0xCDCDCDCD, np.uint32)
-    message = ctypes.create_string_buffer(1024)
-    failed = library.conformance_run(
-        name.encode(),
-        given.ctypes.data_as(ctypes.c_void_p),
-        out.ctypes.data_as(ctypes.c_void_p),
-        ctypes.c_size_t(WORDS),
-        message,
-        ctypes.c_size_t(1024),
-    )
-    assert failed == 0, message.value.decode()
-    return out
-
-
 def run_ptx(module: ptx.Module, name: str, given: np.ndarray, threads: int) -> np.ndarray:
     memory = ptx.Memory()
-    source, target = memory.put(given), memory.put(np.full(WORDS, 0xCDCDCDCD, np.uint32))
-    kernel = module.kernel(rf"^{name}$")
-    ptx.run(kernel, 1, threads, 32 * 1024, [source, target], memory)
-    return memory.get(target, np.uint32, (WORDS,))
+    source, target = memory.put(given), memory.put(np.full(given.shape, conformance.UNTOUCHED, np.uint32))
+    ptx.run(module.kernel(rf"^{name}$"), 1, threads, 32 * 1024, [source, target], memory)
+    return memory.get(target, np.uint32, given.shape)
 
 
 @pytest.mark.parametrize(("arch", "name"), KERNELS, ids=[name for _, name in KERNELS])
 def test_the_ptx_means_what_the_emulation_does(
     arch: str, name: str, emulated: dict[str, ctypes.CDLL], modules: dict[str, ptx.Module]
 ) -> None:
-    threads = re.search(rf"^KERNEL_OF\({name}, (\d+)", SOURCES[arch].read_text(encoding="utf-8"), re.MULTILINE)
-    for seed in range(SEEDS):
-        given = words(seed)
-        mine = run_emulated(emulated[arch], name, given)
-        theirs = run_ptx(modules[arch], name, given, int(threads[1]) if threads else 32)
-        written = mine != 0xCDCDCDCD
-        assert written.any()
-        if name in ULPS:
-            a, b = mine.view(np.float32)[written], theirs.view(np.float32)[written]
-            far = np.abs(a.view(np.int32).astype(np.int64) - b.view(np.int32)) > ULPS[name] + 1
-            assert not far[np.isfinite(b)].any(), (given[:32].view(np.float32)[far], a[far], b[far])
-            np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-        else:
-            np.testing.assert_array_equal(mine, theirs)
+    for seed in range(conformance.SEEDS):
+        given = conformance.words(seed)
+        mine = conformance.run_library(emulated[arch], name, given)
+        theirs = run_ptx(modules[arch], name, given, conformance.threads(SOURCES[arch], name))
+        assert conformance.difference(name, mine, theirs) is None
 
 
 def test_every_name_is_covered() -> None:
