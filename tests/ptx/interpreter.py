@@ -163,11 +163,13 @@ def _place(kernel: Kernel, memory: Memory) -> tuple[dict[str, int], int, int]:
             addresses[variable.name] = -(-local // variable.align) * variable.align
             local = addresses[variable.name] + variable.size
         else:
-            key = (id(kernel.module), variable.name)
-            if key not in memory.symbols:
+            if variable.name not in names:
+                continue
+            symbols = memory.symbols.setdefault(id(kernel.module), (kernel.module, {}))[1]
+            if variable.name not in symbols:
                 data = variable.data or bytes(variable.size)
-                memory.symbols[key] = memory.put(np.frombuffer(data, np.uint8))
-            addresses[variable.name] = memory.symbols[key]
+                symbols[variable.name] = memory.put(np.frombuffer(data, np.uint8))
+            addresses[variable.name] = symbols[variable.name]
     align = max((v.align for v in dynamic), default=16)
     end = -(-shared // align) * align
     addresses |= {v.name: end for v in dynamic}

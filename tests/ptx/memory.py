@@ -40,7 +40,8 @@ class Memory:
         self.valid = np.zeros(1 << 16, np.bool_)
         self.used = FENCE
         self.maps: list[TensorMap] = []
-        self.symbols: dict[tuple[int, str], int] = {}
+        self.symbols: dict[int, tuple[object, dict[str, int]]] = {}
+        """By id of a module, which is kept alive: its variables' addresses."""
 
     def alloc(self, nbytes: int) -> int:
         """The address of new memory, 256-byte aligned; it starts as 0xFF bytes, which are NaN in every format."""

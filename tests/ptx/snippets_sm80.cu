@@ -164,16 +164,6 @@ __global__ void unwritten(int* out) {
   asm volatile("{ .reg .b32 t; add.s32 %0, t, 1; }" : "=r"(y));
   out[threadIdx.x] = y;
 }
-__global__ void unknown_instruction(int* out) {
-  int y;
-  asm volatile("vadd.s32.s32.s32 %0, %1, %1;" : "=r"(y) : "r"(3));
-  out[threadIdx.x] = y;
-}
-__global__ void unknown_modifier(float* out) {
-  float y;
-  asm volatile("add.rn.sometimes.f32 %0, %1, %1;" : "=f"(y) : "f"(3.f));
-  out[threadIdx.x] = y;
-}
 __global__ void half_a_barrier(int* out) {
   if (threadIdx.x < 32) asm volatile("bar.sync 3, 64;");
   out[0] = 1;

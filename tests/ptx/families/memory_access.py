@@ -118,16 +118,16 @@ def createpolicy(form: Form):
     return lambda b: write(b, np.array(0, np.uint64))
 
 
-_INTEGER_OPERATIONS = {
-    "add": lambda old, x: old + x,
-    "min": min,
-    "max": max,
-    "and": lambda old, x: old & x,
-    "or": lambda old, x: old | x,
-    "xor": lambda old, x: old ^ x,
+_OPERATIONS = {
+    "add": np.add,
+    "min": np.fmin,
+    "max": np.fmax,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
     "exch": lambda old, x: x,
-    "inc": lambda old, x: 0 if old >= x else old + 1,
-    "dec": lambda old, x: x if old == 0 or old > x else old - 1,
+    "inc": lambda old, x: np.where(old >= x, 0, old + 1),
+    "dec": lambda old, x: np.where((old == 0) | (old > x), x, old - 1),
 }
 _ALLOWED = {
     "add": "u32 s32 u64 f16 f16x2 bf16 bf16x2 f32 f64",
@@ -148,10 +148,8 @@ def atom(form: Form):
     """One lane after another, in the order of their numbers."""
     returns = form.name == "atom"
     type = form.type()
-    ordering_given = form.take("relaxed", "acquire", "release", "acq_rel")
-    scope = form.take(*SCOPES)
-    if ordering_given and scope is None:
-        raise form.unknown("an order without a scope")
+    form.take("relaxed", "acquire", "release", "acq_rel")
+    form.take(*SCOPES)
     space = space_of(form)
     operation = form.need(*_ALLOWED)
     if type.name not in _ALLOWED[operation].split():
@@ -184,22 +182,18 @@ def atom(form: Form):
     def run(b):
         at = b.compress(address(b))
         values = np.stack([b.compress(read(b)) for read in reads], 1)
-        swap = None if new is None else b.compress(new(b))
+        swap = None if new is None else b.compress(new(b))[:, None]
         before = np.empty((at.size, count), type.dtype)
-        lanes = b.active_ids(None)
-        mask = b.mask
-        for i in range(at.size):
-            one = np.zeros(b.lanes, np.bool_)
-            one[lanes[i]] = True
-            b.activate(one)
-            old = b.load(space, at[i : i + 1], type.size, count).view(type.dtype)
-            before[i] = old[0]
-            if operation == "cas":
-                after = np.where(old == values[i], swap[i], old)
+        turn = _turns(at)
+        for now in range(int(turn.max()) + 1):
+            mine = turn == now
+            old = b.load(space, at[mine], type.size, count).view(type.dtype)
+            before[mine] = old
+            if swap is None:
+                after = combine(old, values[mine])
             else:
-                after = combine(old, values[i : i + 1])
-            b.store(space, at[i : i + 1], np.ascontiguousarray(after).astype(type.dtype, copy=False).view(word))
-        b.activate(mask)
+                after = np.where(old == values[mine], swap[mine], old)
+            b.store(space, at[mine], np.ascontiguousarray(after.astype(type.dtype, copy=False)).view(word))
         if writes:
             expanded = b.expand(before)
             for i, write in enumerate(writes):
@@ -208,20 +202,28 @@ def atom(form: Form):
     return run
 
 
+def _turns(address: np.ndarray) -> np.ndarray:
+    """How many lanes before each one have its address: those without go first, together."""
+    order = np.argsort(address, kind="stable")
+    same = np.concatenate([[False], np.diff(address[order]) == 0])
+    place = np.arange(address.size)
+    first = np.maximum.accumulate(np.where(same, 0, place))
+    turn = np.empty(address.size, np.int64)
+    turn[order] = place - first
+    return turn
+
+
 def _combine(operation: str, type: Type):
-    """(1, count) arrays, the old and the operand -> the new."""
+    """(lanes, count) arrays, the old and the operand -> the new."""
     if operation == "cas":
         return None
-    if type.kind in "us" or type.kind == "b":
-        f = _INTEGER_OPERATIONS[operation]
-        whole = 1 << type.bits
-
-        def integers(old, x):
-            raw = [f(int(o), int(v)) % whole for o, v in zip(old[0], x[0], strict=True)]
-            return np.array([raw], UNSIGNED[type.size]).view(type.dtype)
-
-        return integers
-    f = {"add": np.add, "min": np.fmin, "max": np.fmax}[operation]
-    if type.name in ("f32", "f64"):
+    f = _OPERATIONS[operation]
+    if type.kind != "h" and type.name != "f16":
         return f
-    return lambda old, x: pack(f(unpack(old[0], type), unpack(x[0], type)), type).reshape(old.shape)
+
+    def halves(old, x):
+        # `unpack` takes one word per lane.
+        parts = [pack(f(unpack(old[:, i], type), unpack(x[:, i], type)), type) for i in range(old.shape[1])]
+        return np.stack(parts, 1)
+
+    return halves
