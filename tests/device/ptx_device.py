@@ -1,6 +1,6 @@
 """The emulated column with every launch run as nvcc's own PTX: so whole kernels, inline PTX included, meet the judge.
 
-Inside `ptx_device(...)` an op called with backend="emulated" goes through its launcher as always; each launch then
+Inside `ptx_device()` an op called with backend="emulated" goes through its launcher as always; each launch then
 comes here, and the PTX interpreter runs it on the memory of the tensors themselves.
 """
 
@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,13 +78,23 @@ def sources(op: str) -> list[Path]:
     return [source for source in files if not source.stem.endswith(cuda_toolkit.HOPPER_SUFFIX)]
 
 
+def _find(name: str) -> tuple[ptx.Module, str]:
+    """The kernel of this demangled name, in whichever source file has it."""
+    function = re.search(r"(\w+)(?:<.*>)?\(", name.split("(anonymous namespace)::", 1)[-1])
+    assert function is not None, name
+    for source in cuda_toolkit.sources():
+        hopper = source.stem.endswith(cuda_toolkit.HOPPER_SUFFIX)
+        if not hopper and function[1] in source.read_text(encoding="utf-8") and name in kernels(source):
+            return kernels(source)[name]
+    raise LookupError(f"no source file compiled for sm_80 has the kernel {name}")
+
+
 @contextmanager
-def ptx_device(ops: Iterable[str]) -> Iterator[None]:
-    """Launches of kernels of these rows run as PTX inside."""
-    known = {name: found for op in ops for source in sources(op) for name, found in kernels(source).items()}
+def ptx_device() -> Iterator[None]:
+    """Launches of the emulated column run as PTX inside."""
 
     def run(name: str, grid: Size, block: Size, shared_bytes: int, arguments: list[bytes]) -> None:
-        module, mangled = known[name]
+        module, mangled = _find(name)
         ptx.run(module.kernel(rf"^{mangled}$"), grid, block, shared_bytes, arguments, ProcessMemory())
 
     with executor(run):

@@ -15,7 +15,7 @@ def test_kernels_as_ptx(op: str) -> None:
     chosen, launched = cheapest_cover(op, "sm_80")
     compiled = {name for source in sources(op) for name in kernels(source)}
     assert compiled <= launched, f"no case of {op} launches {sorted(compiled - launched)}"
-    with judge.at_level("sm_80"), ptx_device([op]):
+    with judge.at_level("sm_80"), ptx_device():
         for table, case, dtype in chosen:
             verdict = judge.judge(table, case, dtype, "emulated")
             assert verdict.passed, f"{case.name}, {dtype}: {verdict.where} is {verdict.ratio:.3g} times too far"
