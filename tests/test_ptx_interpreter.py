@@ -152,7 +152,69 @@ def to_int(round_, low, high):
     return run
 
 
-# (instruction, result, operands, reference)
+def exact_fma64(a, b, c):
+    """x y + z in rational arithmetic; Python's float of a Fraction is the nearest, ties to even."""
+    out = []
+    for x, y, z in zip(a, b, c, strict=True):
+        exact = Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)) if np.isfinite([x, y, z]).all() else 0
+        out.append(float(exact) if exact else x * y + z)
+    return np.array(out)
+
+
+def toward_zero(x):
+    f = x.astype(np.float32)
+    return np.where(np.abs(f.astype(np.float64)) > np.abs(x), np.nextafter(f, np.float32(0)), f)
+
+
+def upward(x):
+    f = x.astype(np.float32)
+    return np.where(f.astype(np.float64) < x, np.nextafter(f, np.float32(np.inf)), f)
+
+
+def flushed(x):
+    return np.where(np.abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
+
+
+def pairs_fp8(dtype, largest):
+    def run(high, low):
+        codes = [
+            torch.from_numpy(np.clip(x, -largest, largest)).to(dtype).view(torch.uint8).numpy() for x in (high, low)
+        ]
+        return codes[0].astype(np.uint16) << 8 | codes[1]
+
+    return run
+
+
+def from_fp8(dtype):
+    def run(words):
+        values = torch.from_numpy(words.view(np.uint8).copy()).view(dtype).to(torch.float16)
+        codes = np.where(np.isnan(values.numpy()), 0x7FFF, values.view(torch.int16).numpy().view(np.uint16))
+        return codes.astype(np.uint16).view(np.uint32)
+
+    return run
+
+
+def dot_of_bytes(a, b, c):
+    a, b = a.view(np.int8).reshape(-1, 4).astype(np.int64), b.view(np.uint8).reshape(-1, 4)
+    return ((a * b).sum(1) + c).astype(np.int32)
+
+
+def packed_bytes(a, b, c):
+    a, b = (np.clip(x, -128, 127).astype(np.int8).view(np.uint8).astype(np.uint32) for x in (a, b))
+    return c << 16 | a << 8 | b
+
+
+def to_u64(x):
+    out = [0 if v <= 0 else 2**64 - 1 if v >= 2**64 else 1 << 63 if v != v else int(v) for v in x.tolist()]
+    return np.array(out, np.uint64)
+
+
+def predicate(text):
+    """The truth of p, with q to combine it with."""
+    return f"{{ .reg .pred p, q; {text}; selp.s32 %0, 1, 0, p; }}"
+
+
+# (instruction, or PTX text with its places; result; operands; reference)
 CASES = [
     ("add.s32", "r", "rr", each(lambda a, b: a + b, np.int32)),
     ("add.sat.s32", "r", "rr", each(lambda a, b: max(-(1 << 31), min((1 << 31) - 1, a + b)), np.int32)),
@@ -251,11 +313,53 @@ CASES = [
     ("fma.rn.bf16x2", "R", "PPP", bf16x2(lambda a, b, c: a * b + c)),
     ("max.bf16x2", "R", "PP", bf16x2(np.maximum)),
     ("neg.bf16x2", "R", "P", lambda a: a ^ 0x80008000),
+    ("add.bf16x2", "R", "PP", bf16x2(lambda a, b: a + b)),
+    ("mul.bf16x2", "R", "PP", bf16x2(lambda a, b: a * b)),
+    ("cvt.rn.satfinite.e4m3x2.f32", "H", "EE", pairs_fp8(torch.float8_e4m3fn, 448)),
+    ("cvt.rn.satfinite.e5m2x2.f32", "H", "EE", pairs_fp8(torch.float8_e5m2, 57344)),
+    ("cvt.rn.f16x2.e4m3x2", "R", "H", from_fp8(torch.float8_e4m3fn)),
+    ("cvt.rn.f16x2.e5m2x2", "R", "H", from_fp8(torch.float8_e5m2)),
+    ("dp4a.s32.u32", "r", "RRr", dot_of_bytes),
+    ("copysign.f64", "d", "dd", lambda a, b: np.copysign(b, a)),
+    ("fma.rn.f64", "d", "ddd", exact_fma64),
+    ("add.rz.f32", "f", "FF", lambda a, b: toward_zero(a.astype(np.float64) + b)),
+    ("mul.rm.f32", "f", "FF", lambda a, b: -upward(-(a.astype(np.float64) * b))),
+    ("fma.rp.f32", "f", "FFG", lambda a, b, c: upward(a.astype(np.float64) * b + c)),
+    ("mul.ftz.f32", "f", "ff", lambda a, b: flushed(flushed(a) * flushed(b))),
+    ("{ add.cc.u32 %0, %1, %2; addc.u32 %0, %3, 0; }", "R", "RRR", each(lambda a, b, c: c + (a + b >> 32), np.uint32)),
+    ("{ sub.cc.u32 %0, %1, %2; subc.u32 %0, %3, 0; }", "R", "RRR", each(lambda a, b, c: c - (a < b), np.uint32)),
+    (
+        "{ mad.lo.cc.u32 %0, %1, %2, %3; madc.hi.u32 %0, %1, %2, 0; }",
+        "R",
+        "RRR",
+        each(lambda a, b, c: a * b + c >> 32, np.uint32),
+    ),
+    (predicate("setp.ltu.f32 p, %1, %2"), "r", "ff", lambda a, b: ~(a >= b)),
+    (predicate("setp.gt.f32 p, %1, %2"), "r", "ff", lambda a, b: a > b),
+    (predicate("setp.nan.f32 p, %1, %2"), "r", "ff", lambda a, b: np.isnan(a) | np.isnan(b)),
+    (predicate("setp.hi.u32 p, %1, %2"), "r", "RR", lambda a, b: a > b),
+    (predicate("setp.ne.s32 q, %1, 0; setp.lt.and.s32 p, %1, %2, q"), "r", "rr", lambda a, b: (a < b) & (a != 0)),
+    (predicate("setp.ne.s32 q, %1, 0; setp.le.xor.s64 p, %2, 5, !q"), "r", "rl", lambda a, b: (b <= 5) ^ (a == 0)),
+    (predicate("setp.ge.s32 q|p, %1, %2"), "r", "rr", lambda a, b: a < b),
+    (predicate("setp.lt.bf16 p, %1, %2"), "r", "HH", lambda a, b: ptx.from_bf16(a) < ptx.from_bf16(b)),
+    (predicate("testp.subnormal.f32 p, %1"), "r", "f", lambda a: (np.abs(a) < 2.0**-126) & (a != 0)),
+    ("slct.f32.s32", "f", "ffr", lambda a, b, c: np.where(c >= 0, a, b)),
+    ("set.lt.u32.f32", "R", "ff", lambda a, b: np.where(a < b, 0xFFFFFFFF, 0)),
+    ("cvt.pack.sat.s8.s32.b32", "R", "rrR", packed_bytes),
+    ("{ .reg .b16 l, h; mov.b32 {l, h}, %1; mov.b32 %0, {h, l}; }", "R", "R", lambda a: a << 16 | a >> 16),
+    ("{ .reg .b8 x; cvt.u8.u32 x, %1; cvt.s32.s8 %0, x; }", "r", "R", lambda a: a.astype(np.uint8).view(np.int8)),
+    ("cvt.rzi.u64.f32", "L", "f", lambda a: to_u64(a)),
+    ("cvt.rn.f16.s32", "H", "r", lambda a: f16_bits(a.astype(np.float64))),
+    ("rem.u32", "R", "RR!", lambda a, b: a % b),
 ]
 
 
 def inputs(kinds: str, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random numbers and edges; `F`: tame floats, `P`: a word of two tame halves, `!`: the one before is not zero."""
+    """Random numbers and edges.
+
+    `F`: tame floats, `G`: tiny ones, `E`: floats around the range of 8-bit ones, `P`: a word of two tame halves, `!`:
+    the one before is not zero.
+    """
     out = []
     for kind in kinds:
         if kind == "!":
@@ -264,8 +368,9 @@ def inputs(kinds: str, rng: np.random.Generator) -> list[np.ndarray]:
             x = rng.standard_normal(N) * 10.0 ** rng.integers(-3, 4, N)
             x[: len(FLOAT_EDGES)] = rng.permutation(FLOAT_EDGES)
             out.append(x.astype(TYPES[kind][1]))
-        elif kind == "F":
-            out.append(rng.standard_normal(N).astype(np.float32))
+        elif kind in "FGE":
+            scale = {"F": 1.0, "G": 1e-6, "E": 10.0 ** rng.integers(-3, 4, N)}[kind]
+            out.append((rng.standard_normal(N) * scale).astype(np.float32))
         elif kind == "P":
             # Halves that are tame numbers in f16 and in bf16.
             half = rng.integers(0x3C00, 0x4400, (N, 2)) | rng.integers(0, 2, (N, 2)) << 15
@@ -279,21 +384,24 @@ def inputs(kinds: str, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def asm_kernel(name: str, instruction: str, result: str, kinds: str, extra: str = "") -> str:
-    kinds = kinds.replace("!", "").replace("F", "f").replace("P", "R")
+    kinds = kinds.replace("!", "").translate(str.maketrans("FGEP", "fffR"))
     letters = "abcd"[: len(kinds)]
     arguments = ", ".join(f"const {TYPES[k][0]}* {x}" for k, x in zip(kinds, letters, strict=True))
     given = ", ".join(f'"{k.lower()}"({x}[i])' for k, x in zip(kinds, letters, strict=True))
     places = ", ".join(f"%{i}" for i in range(1 + len(kinds))) + (f", {extra}" if extra else "")
+    text = instruction if "%0" in instruction else f"{instruction} {places};"
     return (
         f'extern "C" __global__ void {name}({arguments}, {TYPES[result][0]}* out) {{ int i = threadIdx.x;'
-        f' {TYPES[result][0]} y; asm volatile("{instruction} {places};" : "={result.lower()}"(y) : {given});'
+        f' {TYPES[result][0]} y; asm volatile("{text}" : "={result.lower()}"(y) : {given});'
         f" out[i] = y; }}\n"
     )
 
 
 @pytest.fixture(scope="module")
 def table() -> ptx.Module:
-    return ptx.parse(ptx.compile("".join(asm_kernel(f"case_{i}", *c[:3], *c[4:]) for i, c in enumerate(CASES))))
+    return ptx.parse(
+        ptx.compile("".join(asm_kernel(f"case_{i}", *c[:3], *c[4:]) for i, c in enumerate(CASES)), "compute_90")
+    )
 
 
 def launch(kernel: ptx.Kernel, arrays, out_shape, out_dtype, extra=(), *, block=N, grid=1, shared=0, **options):
@@ -305,7 +413,7 @@ def launch(kernel: ptx.Kernel, arrays, out_shape, out_dtype, extra=(), *, block=
     return memory.get(out, out_dtype, out_shape)
 
 
-@pytest.mark.parametrize("i", range(len(CASES)), ids=[c[0] for c in CASES])
+@pytest.mark.parametrize("i", range(len(CASES)), ids=[c[0][:60] for c in CASES])
 def test_instruction(table, i):
     _, result, kinds, reference, *_ = CASES[i]
     arrays = inputs(kinds, np.random.default_rng(i))
@@ -444,6 +552,38 @@ def test_out_of_bounds_and_misaligned_global_access_raises(kernels):
 def test_unwritten_register_raises(kernels):
     with pytest.raises(ptx.PtxError, match="read before it is written"):
         launch(kernels.kernel("unwritten"), [], N, np.int32)
+
+
+def test_threads_that_left(kernels):
+    x = np.random.default_rng(11).integers(0, 100, 40).astype(np.int32)
+    memory = ptx.Memory()
+    out = memory.put(np.full(80, -1, np.int32))
+    ptx.run(kernels.kernel("leavers"), 1, 40, 0, [memory.put(x), out], memory)
+    got = memory.get(out, np.int32, (2, 40))
+    for warp in (slice(0, 32), slice(32, 40)):
+        stay = x[warp] % 2 == 0
+        assert (got[0, warp][stay] == x[warp][stay].sum()).all()
+        assert (got[1, warp][stay] == x[warp][stay][0]).all()
+        assert (got[:, warp][:, ~stay] == -1).all()
+
+
+def test_generic_addresses(kernels):
+    x = np.arange(64, dtype=np.int32)
+    i = np.arange(64)
+    got = launch(kernels.kernel("generic"), [x], 64, np.int32, block=64)
+    np.testing.assert_array_equal(got, 2 * np.choose(i % 3, [x, 100 + i, 5 + i % 2]))
+
+
+def test_table_jump(kernels):
+    x = np.random.default_rng(12).integers(0, 3, N).astype(np.int32)
+    np.testing.assert_array_equal(launch(kernels.kernel("table_jump"), [x], N, np.int32), 7 + x)
+
+
+def test_copy_of_an_unwritten_register_is_no_use_of_it():
+    text = "mov.b32 %r3, %r2; mov.b32 %r4, %r3"
+    ptx.run(ptx.parse(HAND_WRITTEN.replace("LINE", text)).kernel(), 1, 32)
+    with pytest.raises(ptx.PtxError, match="%r4 is read before it is written"):
+        ptx.run(ptx.parse(HAND_WRITTEN.replace("LINE", f"{text}; add.s32 %r5, %r4, 1")).kernel(), 1, 32)
 
 
 HAND_WRITTEN = """.version 9.0

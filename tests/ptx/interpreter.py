@@ -308,6 +308,23 @@ class Block:
         self._written(index)
         return promise
 
+    def copy(self, destination: int, source: int) -> None:
+        """A register to a register. Compilers copy what was never written, so that alone is no error: using it is."""
+        if self.odd[source]:
+            if source in self.in_flight:
+                promise = self.peek(source)
+                if isinstance(promise, Promise):
+                    self.promise(destination, promise)
+                    return
+            holes = self.unwritten.get(source)
+            if holes is not None and (holes & self.mask).any():
+                self.put(destination, self.registers[source])
+                before = self.unwritten.get(destination)
+                self.unwritten[destination] = holes & self.mask if before is None else before | (holes & self.mask)
+                self.odd[destination] = True
+                return
+        self.put(destination, self.value(source))
+
     def activate(self, mask: np.ndarray) -> None:
         """What runs from here on concerns these lanes."""
         self.full = bool(mask.all())

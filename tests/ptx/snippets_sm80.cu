@@ -164,6 +164,33 @@ __global__ void unwritten(int* out) {
   asm volatile("{ .reg .b32 t; add.s32 %0, t, 1; }" : "=r"(y));
   out[threadIdx.x] = y;
 }
+// Of 40 threads those with odd x leave; the others sum, across the barrier, in a warp of which a part is gone.
+__global__ void leavers(const int* x, int* out) {
+  int v = x[threadIdx.x];
+  if (v & 1) return;
+  __syncthreads();
+  out[threadIdx.x] = __reduce_add_sync(__activemask(), v);
+  out[40 + threadIdx.x] = __shfl_sync(~0u, v, __ffs(__ballot_sync(~0u, true)) - 1);
+}
+// A pointer that leads to global, shared or local memory, by thread
+__global__ void generic(int* x, int* out) {
+  __shared__ int s[64];
+  int local[2] = {5, 6};
+  s[threadIdx.x] = 100 + threadIdx.x;
+  __syncthreads();
+  int* p = threadIdx.x % 3 == 0 ? x + threadIdx.x : threadIdx.x % 3 == 1 ? s + threadIdx.x : local + threadIdx.x % 2;
+  asm volatile("st.u32 [%0], %1;" ::"l"(p), "r"(*p * 2) : "memory");
+  asm volatile("ld.u32 %0, [%1];" : "=r"(out[threadIdx.x]) : "l"(p) : "memory");
+}
+__global__ void table_jump(const int* x, int* out) {
+  int y;
+  asm volatile(
+      "{ .reg .u32 i; mov.u32 i, %1;\n T%=: .branchtargets A%=, B%=, C%=;\n brx.idx i, T%=;\n"
+      " A%=: mov.u32 %0, 7; bra E%=;\n B%=: mov.u32 %0, 8; bra E%=;\n C%=: mov.u32 %0, 9;\n E%=: }"
+      : "=r"(y)
+      : "r"(x[threadIdx.x]));
+  out[threadIdx.x] = y;
+}
 __global__ void half_a_barrier(int* out) {
   if (threadIdx.x < 32) asm volatile("bar.sync 3, 64;");
   out[0] = 1;

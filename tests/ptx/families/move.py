@@ -36,21 +36,11 @@ def _plain(form: Form, type, read):
 
 
 def _copy(form: Form, type):
-    """A register to a register: the one read that may copy what a wgmma has not computed yet."""
+    """A register to a register, whatever it holds: also what a wgmma has not computed yet, or nothing at all."""
     form.reader(1, type)
-    write = form.writer(0, type)
+    form.writer(0, type)
     source, destination = form.operands[1].index, form.operands[0].index
-    bits = np.bool_ if type.kind == "p" else f"u{type.size}"
-
-    def run(b):
-        if source in b.in_flight:
-            promise = b.peek(source)
-            if not isinstance(promise, np.ndarray):
-                b.promise(destination, promise)
-                return
-        write(b, b.value(source).view(bits).view(type.dtype))
-
-    return run
+    return lambda b: b.copy(destination, source)
 
 
 def _part(form: Form, type, count: int):
