@@ -811,11 +811,13 @@ def test_pipeline_with_planted_faults(hopper):
 
 def test_bulk_store(hopper):
     x = np.arange(256, dtype=np.int32)
-    for wait in (1, 2):
-        got = launch(hopper.kernel("bulk_store"), [x], 256, np.int32, [wait], block=64, shared=1024)
+    for wait, fence in ((1, 1), (2, 2)):
+        got = launch(hopper.kernel("bulk_store"), [x], 256, np.int32, [wait, fence], block=64, shared=1024)
         np.testing.assert_array_equal(got, 2 * x)
     with pytest.raises(ptx.PtxError, match="may still read its shared memory"):
-        launch(hopper.kernel("bulk_store"), [x], 256, np.int32, [0], block=64, shared=1024)
+        launch(hopper.kernel("bulk_store"), [x], 256, np.int32, [0, 1], block=64, shared=1024)
+    with pytest.raises(ptx.PtxError, match=r"no fence\.proxy\.async came between"):
+        launch(hopper.kernel("bulk_store"), [x], 256, np.int32, [1, 0], block=64, shared=1024)
 
 
 @pytest.mark.parametrize("swizzle", [0, 32, 64, 128])

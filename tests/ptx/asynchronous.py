@@ -73,6 +73,7 @@ class Asynchronous:
         b, size = self.block, copies.size
         if not copies.lanes.size:
             return
+        b.wrote_shared(copies.destination, size, copies.lanes)
         word = min(size, 8)
         if (copies.valid == size).all():
             at = np.arange(size // word)

@@ -47,6 +47,8 @@ class Bulk:
         self._aligned(destination, source, nbytes)
         into = b.shared.bytes_at(destination, nbytes, 16)
         out = b.globals.bytes_at(source, nbytes, 16)
+        if b.proxies is not None:
+            b.proxies.overwritten(slice(destination - b.shared.first, destination - b.shared.first + nbytes))
         self._issue(into, lambda: np.copyto(into, out), nbytes, barrier)
 
     def load_tensor(self, destination: int, map: TensorMap, coordinates: tuple[int, ...], barrier: int) -> None:
@@ -65,6 +67,8 @@ class Bulk:
             into[offsets[:, None] + np.arange(map.itemsize)] = words
 
         poison = offsets[:, None] + np.arange(map.itemsize)
+        if b.proxies is not None:
+            b.proxies.overwritten(poison)
         if b.launch.delay_copies:
             into[poison] = 0xFF
         self._issue(None, run, tile.nbytes, barrier)
@@ -103,6 +107,7 @@ class Bulk:
         self._aligned(source, destination, nbytes)
         out = b.shared.bytes_at(source, nbytes, 16)
         into = b.globals.bytes_at(destination, nbytes, 16)
+        b.proxies.read(slice(source - b.shared.first, source - b.shared.first + nbytes), self._issuer())
 
         def write(taken):
             into[:] = taken if add is None else (into.view(add) + taken.view(add)).view(np.uint8)
@@ -118,6 +123,7 @@ class Bulk:
             raise Fault(f"a tensor tile at shared {source:#x}, which is not 128-byte aligned")
         b.shared.bytes_at(source, tile.nbytes, 16)
         offsets = tile.shared_offsets(source, b.shared.first)[:, None] + np.arange(map.itemsize)
+        b.proxies.read(offsets, self._issuer())
 
         def write(taken):
             address, inside = tile.elements()
@@ -129,9 +135,12 @@ class Bulk:
 
         self._queue(lambda: b.shared.data[offsets].copy(), write)
 
+    def _issuer(self) -> int:
+        return int(self.block.active_ids(None)[0])
+
     def _queue(self, read: Callable[[], np.ndarray], write: Callable[[np.ndarray], None]) -> None:
         b = self.block
-        lane = int(b.active_ids(None)[0])
+        lane = self._issuer()
         store = Store(lane, int(self.committed[lane]), read, write)
         if b.launch.delay_copies:
             self.stores.append(store)

@@ -19,6 +19,7 @@ from .decode import Kind, Step, bad, decode
 from .mbarrier import Mbarriers
 from .memory import GENERIC, LOCAL_FIRST, SHARED_FIRST, SPACE_BIT, LocalWindow, Memory, Window
 from .parser import Instruction, Kernel, Parameter
+from .proxy import Proxies, is_needed
 from .types import Fault, PtxError, UnknownInstruction
 
 RUNNING, WAITING, SLEEPING, EXITED = range(4)
@@ -211,6 +212,7 @@ class Block:
         self.param = Window("param", launch.parameters, 0, _first(launch.kernel.parameter_bytes, size))
         self.globals = launch.globals
         self.specials = self._specials(threads, ctaid)
+        self.proxies = Proxies(nbytes + 16, n) if is_needed(launch.kernel) else None
         self.barriers = Barriers(self)
         self.mbarriers = Mbarriers(self)
         self.asynchronous = Asynchronous(self)
@@ -392,6 +394,13 @@ class Block:
                 raise Fault("a store to a parameter")
             else:
                 self.window(name).store(at, part)
+                if name == "shared":
+                    self.wrote_shared(at - SHARED_FIRST, part.dtype.itemsize * part.shape[1], self.active_ids(chosen))
+
+    def wrote_shared(self, offsets: np.ndarray, nbytes: int, lanes: np.ndarray) -> None:
+        """Lanes have written `nbytes` at each offset by ordinary means."""
+        if self.proxies is not None:
+            self.proxies.write(offsets, nbytes, lanes, self.steps_taken)
 
     def window(self, space: str) -> Window:
         if space == "global":

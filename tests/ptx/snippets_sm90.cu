@@ -81,13 +81,15 @@ __global__ void pipeline(const int* x, int* out, int n, int fault) {
   }
 }
 
-// out = 2 x of 1024 bytes through a bulk store; `wait` 0: none, 1: .read, 2: to the end
-__global__ void bulk_store(const int* x, int* out, int wait_for) {
+// out = 2 x of 1024 bytes through a bulk store; `wait_for` 0: nothing, 1: .read, 2: to the end. The fence is by 0:
+// nobody, 1: the writers, 2: who issues the store
+__global__ void bulk_store(const int* x, int* out, int wait_for, int fence_by) {
   int* s = reinterpret_cast<int*>(dynamic);
   for (int i = threadIdx.x; i < 256; i += blockDim.x) s[i] = 2 * x[i];
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  if (fence_by == 1) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
   __syncthreads();
   if (threadIdx.x == 0) {
+    if (fence_by == 2) asm volatile("fence.proxy.async;" ::: "memory");
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(out), "r"(shared_address(s)),
                  "r"(1024)
                  : "memory");

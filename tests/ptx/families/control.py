@@ -134,14 +134,16 @@ def _cluster(form: Form) -> Step:
 
 @family("membar", "fence")
 def fence(form: Form):
-    """Memory is always in order here, so a fence does nothing; the forms are known all the same."""
+    """Memory is always in order here, so only the fence between proxies leaves a trace; all forms are known."""
     if form.name == "membar":
         form.need("cta", "gl", "sys")
     elif form.flag("proxy"):
-        form.need("async", "alias", "tensormap::generic")
-        form.take("global", "shared::cta", "shared::cluster")
+        kind = form.need("async", "alias", "tensormap::generic")
+        space = form.take("global", "shared::cta", "shared::cluster")
         form.take("acquire", "release")
         form.take("cta", "cluster", "gpu", "sys")
+        if kind == "async" and space != "global":
+            return lambda b: None if b.proxies is None else b.proxies.fence(b.mask, b.steps_taken)
     else:
         form.take("mbarrier_init", "sc", "acq_rel", "acquire", "release")
         form.take("release", "sync_restrict::shared::cta", "sync_restrict::shared::cluster")

@@ -239,6 +239,7 @@ def stmatrix(form: Form) -> Step:
             np.ascontiguousarray(rows).view(np.uint64).reshape(-1, 2)
         )
         b.events += 1
+        b.wrote_shared(offset, 16, (b.lane_ids.reshape(-1, 32)[warps, : 8 * count]).reshape(-1))
 
     return Step(form.instruction, run, Kind.COLLECTIVE)
 

@@ -106,10 +106,17 @@ def _mma(form: Form) -> Step:
     if in_registers and len(reads_a) != 4:
         raise form.unknown(f"{len(reads_a)} registers of A")
 
-    def matrix(b, bits: int, count: int, major: bool, values) -> np.ndarray:
-        """(count, k) float64 of a shared matrix."""
+    def place(b, bits: int, count: int, major: bool, lanes: slice) -> np.ndarray:
+        """(count, k) offsets of a shared matrix, which the asynchronous proxy must be allowed to read."""
         at = Descriptor.decode(bits).addresses(count, k, itemsize, major)
         offset = b.shared.offsets(at, itemsize, itemsize)
+        for byte in range(itemsize):
+            b.proxies.read(offset + byte, lanes)
+        return offset
+
+    def matrix(b, offset: np.ndarray, values) -> np.ndarray:
+        """(count, k) float64"""
+        count = offset.shape[0]
         raw = b.shared.views[itemsize][offset // itemsize]
         if itemsize == 4:
             return values(raw)
@@ -125,8 +132,10 @@ def _mma(form: Form) -> Step:
         for group in groups:
             lanes = slice(group * WARPGROUP, (group + 1) * WARPGROUP)
             keep = _same(keeps[lanes], "scale-d")
-            of_b = _same(descriptors_b[lanes], "the descriptor of B")
-            of_a = None if descriptors_a is None else _same(descriptors_a[lanes], "the descriptor of A")
+            of_b = place(b, _same(descriptors_b[lanes], "the descriptor of B"), n, b_major, lanes)
+            of_a = None
+            if descriptors_a is not None:
+                of_a = place(b, _same(descriptors_a[lanes], "the descriptor of A"), 64, a_major, lanes)
             words = [w[lanes].copy() for w in a_words]
             one = np.zeros(b.lanes, np.bool_)
             one[lanes] = True
@@ -135,11 +144,11 @@ def _mma(form: Form) -> Step:
 
             def compute(earlier, lanes=lanes, of_a=of_a, of_b=of_b, words=words, sums=sums):
                 if of_a is not None:
-                    left = matrix(b, of_a, 64, a_major, a_values)
+                    left = matrix(b, of_a, a_values)
                 else:
                     fragments = a_values(np.stack(words, 1)).reshape(4, -1)
                     left = fragments[:, a_index].reshape(64, k)
-                right = matrix(b, of_b, n, b_major, b_values)
+                right = matrix(b, of_b, b_values)
                 d = (scale_a * scale_b) * (left @ right.T)[rows, columns]
                 if sums:
                     d = d + _values([_known(s, lanes, earlier) for s in sums], half, d_type)
