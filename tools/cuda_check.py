@@ -129,27 +129,34 @@ def inspect(name: str, resources: ptxas.Resources, function: sass.Function, arch
 
 
 def table(file: str, results: list[Compiled]) -> Table:
-    """Kernels of one file, each on its architectures."""
-    grid = Table(title=f"{file}", title_justify="left", box=None, padding=(0, 1), pad_edge=False)
-    grid.add_column("kernel", no_wrap=True)
-    heads = ("sm", "regs", "shared", "spill", "stack", "code", "wide")
-    heads += ("tensor", "per tensor", "issue cyc", "tensor cyc", "shared cyc", "mufu cyc")
+    """A row per kernel of one file; a cell has a number per architecture, or one where all are equal."""
+    rows: dict[str, list[dict[str, str]]] = {}
+    for result in results:
+        for kernel in result.kernels:
+            rows.setdefault(kernel.name, []).append(cells(kernel))
+    heads = list(dict.fromkeys(head for row in rows.values() for one in row for head in one))
+    grid = Table(box=None, padding=(0, 1), pad_edge=False)
+    grid.add_column(f"{file} on sm_{'/'.join(result.arch for result in results)}", no_wrap=True)
     for head in heads:
         grid.add_column(head, justify="right", no_wrap=True)
-    grid.add_column("bound", no_wrap=True)
-    rows = [(kernel.name, result.arch, kernel) for result in results for kernel in result.kernels]
-    order = {name: n for n, name in enumerate(dict.fromkeys(name for name, _, _ in rows))}
-    last = ""
-    for name, arch, kernel in sorted(rows, key=lambda row: order[row[0]]):
-        used, loop = kernel.resources, kernel.loop
-        cells = [arch, used.registers, used.shared, used.spill_stores + used.spill_loads, used.stack]
-        cells += [kernel.instructions, "" if kernel.wide is None else f"{kernel.wide:.0%}"]
-        if loop is not None:
-            cells += [loop.tensor, f"{loop.per_tensor:.2f}"]
-            cells += [f"{loop.pipes.get(pipe, 0):.0f}" for pipe in ("issue", "tensor", "shared", "mufu")] + [loop.bound]
-        grid.add_row(name if name != last else "", *(str(cell) for cell in cells))
-        last = name
+    for name, row in rows.items():
+        columns = [[one.get(head, "") for one in row] for head in heads]
+        grid.add_row(name, *(values[0] if len(set(values)) == 1 else "/".join(values) for values in columns))
     return grid
+
+
+def cells(kernel: Kernel) -> dict[str, str]:
+    used, loop = kernel.resources, kernel.loop
+    found: dict[str, object] = {"regs": used.registers, "shared": used.shared, "stack": used.stack}
+    found |= {"spill": used.spill_stores + used.spill_loads, "code": kernel.instructions}
+    if loop is not None:
+        found |= {"tensor": loop.tensor, "per tensor": f"{loop.per_tensor:.2f}"}
+        for pipe in ("issue", "tensor", "shared", "mufu"):
+            found[f"{pipe} cyc"] = f"{loop.pipes.get(pipe, 0):.0f}"
+        found["bound"] = loop.bound
+    elif kernel.wide is not None:
+        found["wide"] = f"{kernel.wide:.0%}"
+    return {head: str(value) for head, value in found.items()}
 
 
 def anchors(results: list[Compiled]) -> list[str]:

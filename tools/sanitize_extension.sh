@@ -3,8 +3,8 @@
 # stay as they are. Environment: PYTHON, CXX.
 #
 #   sanitize_extension.sh memory   AddressSanitizer and UndefinedBehaviorSanitizer: every case table, both columns
-#   sanitize_extension.sh races    ThreadSanitizer, each emulated thread a fiber of its own: every CUDA kernel, a few
-#                                  small cases in order and at random
+#   sanitize_extension.sh races    ThreadSanitizer, each emulated thread a fiber of its own: every CUDA kernel, on a few
+#                                  small cases, in order and at random
 set -eu
 kind=$1
 copy=build/sanitize-$kind
@@ -28,6 +28,5 @@ if [ "$kind" = memory ]; then
     "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "float64_rule or layouts or bad_input"
 else
   # The race checker needs the memory where it expects it: without randomised addresses. One found is exit code 66.
-  GROKKERNELS_SEEDS=1 TSAN_OPTIONS=ignore_noninstrumented_modules=1 setarch -R env LD_PRELOAD="$runtime" \
-    "$PYTHON" -m pytest tests/device/test_schedules.py -p no:cacheprovider
+  TSAN_OPTIONS=ignore_noninstrumented_modules=1 setarch -R env LD_PRELOAD="$runtime" "$PYTHON" -m tests.device.race_check
 fi

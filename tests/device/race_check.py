@@ -1,0 +1,35 @@
+"""Runs every kernel of the CUDA column once in order and once at random, for ThreadSanitizer to watch.
+
+Numbers are judged elsewhere; `tools/sanitize_extension.sh races` builds the column with the sanitizer and runs this.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from grokkernels import native
+from grokkernels.testing import judge
+from tests.device.launches import ROWS, cheapest_cover
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for op in sys.argv[1:] or sorted(ROWS):
+        for architecture in ROWS[op][0].architectures:
+            began = time.monotonic()
+            chosen, kernels = cheapest_cover(op, architecture)
+            for table, case, dtype in chosen:
+                arguments = judge.in_dtype(case.arguments(), dtype)
+                for seed in (0, 1):
+                    native.emulated.set_seed(seed)
+                    with judge.at_level(architecture):
+                        judge.run(lambda t=table, **kw: t.op(**kw, backend="emulated"), arguments, table.grad, None)
+            spent = time.monotonic() - began
+            print(f"{op} {architecture}: {len(kernels)} kernels in {len(chosen)} cases, {spent:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
