@@ -352,7 +352,7 @@ def nvcc_or_skip() -> Path:
 def test_a_tiny_kernel_from_source_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if cuda_check.find_nvdisasm(nvcc_or_skip()) is None:
         pytest.skip(f"no nvdisasm: {cuda_check.INSTALL_NVDISASM}")
-    source = tmp_path / "tiny.cu"
+    source = tmp_path / "file.cu"
     source.write_text(TINY)
     assert cuda_check.main([str(source), "--arch", "80"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny "))

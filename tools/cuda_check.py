@@ -129,26 +129,31 @@ def inspect(name: str, resources: ptxas.Resources, function: sass.Function, arch
 
 
 def table(file: str, results: list[Compiled]) -> Table:
-    """A row per kernel of one file; a cell has a number per architecture, or one where all are equal."""
+    """A row per kernel of one file with a number per architecture, or one where all are equal; where kernels have
+    tensor instructions, and so many columns, a row per kernel and architecture."""
     rows: dict[str, list[dict[str, str]]] = {}
     for result in results:
         for kernel in result.kernels:
-            rows.setdefault(kernel.name, []).append(cells(kernel))
+            rows.setdefault(kernel.name, []).append({"sm": result.arch} | cells(kernel))
     heads = list(dict.fromkeys(head for row in rows.values() for one in row for head in one))
     grid = Table(box=None, padding=(0, 1), pad_edge=False)
-    grid.add_column(f"{file} on sm_{'/'.join(result.arch for result in results)}", no_wrap=True)
+    grid.add_column(file, no_wrap=True)
     for head in heads:
         grid.add_column(head, justify="right", no_wrap=True)
     for name, row in rows.items():
-        columns = [[one.get(head, "") for one in row] for head in heads]
-        grid.add_row(name, *(values[0] if len(set(values)) == 1 else "/".join(values) for values in columns))
+        if "tensor" in heads:
+            for turn, one in enumerate(row):
+                grid.add_row("" if turn else name, *(one.get(head, "") for head in heads))
+        else:
+            columns = [[one.get(head, "") for one in row] for head in heads]
+            grid.add_row(name, *(values[0] if len(set(values)) == 1 else "/".join(values) for values in columns))
     return grid
 
 
 def cells(kernel: Kernel) -> dict[str, str]:
     used, loop = kernel.resources, kernel.loop
-    found: dict[str, object] = {"regs": used.registers, "shared": used.shared, "stack": used.stack}
-    found |= {"spill": used.spill_stores + used.spill_loads, "code": kernel.instructions}
+    found: dict[str, object] = {"regs": used.registers, "shared": used.shared}
+    found |= {"spill": used.spill_stores + used.spill_loads, "stack": used.stack, "code": kernel.instructions}
     if loop is not None:
         found |= {"tensor": loop.tensor, "per tensor": f"{loop.per_tensor:.2f}"}
         for pipe in ("issue", "tensor", "shared", "mufu"):
@@ -209,7 +214,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
-    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.width = max(console.width, 180)
     nvcc = cuda_toolkit.find_nvcc()
     if nvcc is None:
         raise SystemExit(f"cuda-check needs nvcc and found none of CUDA 12.8 or later: {INSTALL_NVCC}")
@@ -244,8 +250,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.write:
         budget.replace(measured, whole, compiler)
         budget.write()
-    elif measured and budget.compiler != compiler:
-        console.print(f"the budget was written with nvcc {budget.compiler or 'none'}: this one may use other registers")
+    elif measured and budget.compiler not in ("", compiler):
+        console.print(f"the budget was written with nvcc {budget.compiler}: another release may use other registers")
     for line in anchors(results):
         console.print(line)
     errors += budget.failures(measured, whole)
