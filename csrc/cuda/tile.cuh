@@ -34,9 +34,9 @@ struct Tile {
   uint32_t base;
 
   static GK_DEVICE int swizzle(int row) {
-    if constexpr (kChunks % 8 != 0) return kChunks % 4 == 0 ? row >> 1 & 3 : row >> 2 & 1;
-    if constexpr (sizeof(T) == 2) return row & 7;
-    return (row & 2) << 1 | ((row ^ row >> 2) & 1) << 1;
+    if constexpr (sizeof(T) == 2) return kChunks % 8 == 0 ? row & 7 : kChunks % 4 == 0 ? row >> 1 & 3 : row >> 2 & 1;
+    if constexpr (kChunks % 8 == 0) return (row & 2) << 1 | ((row ^ row >> 2) & 1) << 1;
+    return kChunks % 4 == 0 ? row & 2 : 0;  // (16 floats: without conflicts as they lie only)
   }
 
   // The shared address of chunk `chunk` of row `row`.

@@ -48,11 +48,11 @@ _grouped_mm = dispatch.define(
 )
 
 
-def _supports_cpu(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor) -> str | None:
+def _supports_native(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor) -> str | None:
     return dispatch.native_dtypes(x=x, w=w)
 
 
-ROW = dispatch.Row("grouped_mm", {"cpu": _supports_cpu})
+ROW = dispatch.Row("grouped_mm", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def _check_values(offsets: torch.Tensor, rows: int) -> None:

@@ -1,0 +1,130 @@
+// grouped_mm: y[r] (N) = x[r] (K) times w[e] (K, N) for the rows r of group e, and the gradient of w.
+//
+// Forward: a grid of two blocks per multiprocessor walks the tiles of all groups (groups.cuh); x (M, K) and w (E, K, N)
+// are read as they lie, from either side (gemm.cuh). The input gradient is the same product with w[e] transposed, a
+// matter of strides. dw[e] (K, N) = x_e^T dy_e has a tile list of its own, whose sums run over the rows of a group.
+// 2 M K N operations each; no atomics: the same bits in every run.
+//
+// Persistent tiles over groups are MegaBlocks' idea (Gale et al. 2022) in the form of CUTLASS's grouped kernels.
+#include "grouped_mm.h"
+
+#include "cuda/gemm.cuh"
+#include "cuda/groups.cuh"
+
+namespace grokkernels {
+namespace {
+
+using namespace device;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Writes a tile at row `row` and column `col` of `to`, dense rows of `cols`.
+template <typename T, typename Product>
+GK_DEVICE void store_tile(const Product& product, T* to, int64_t row, int64_t row_end, int64_t col, int64_t cols) {
+  const bool wide = cols % kVector<T> == 0;
+#pragma unroll
+  for (int i = 0; i < Product::kDown; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t r = row + Product::row_of(i, half);
+      store_tile_row<Product::kAcross>(
+          to + r * cols + col, r < row_end, wide, cols - col, [](int j) { return Product::first_col(j); },
+          [&](int j, float& a, float& b) {
+            a = product.sum[i][j][2 * half];
+            b = product.sum[i][j][2 * half + 1];
+          });
+    }
+}
+
+template <typename T, Layout kX, Layout kW>
+__global__ void __launch_bounds__(kGemmThreads, 2) grouped_mm_kernel(const __grid_constant__ GroupedMmParams p) {
+  using Product = TileProduct<T, kX, kW>;
+  const uint32_t shared = shared_address(dynamic_shared());
+  const Operand<T> x{static_cast<const T*>(p.x), p.x_strides.row, p.x_strides.col};
+  T* y = static_cast<T*>(p.y);
+  GroupTiles tiles(p.offsets, p.groups, p.rows, Product::kRows, (p.cols + Product::kCols - 1) / Product::kCols);
+  GroupTile t;
+  for (int64_t i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
+    const Operand<T> w{static_cast<const T*>(p.w) + t.group * p.w_strides.stack, p.w_strides.col, p.w_strides.row};
+    const int64_t col = t.across * Product::kCols;
+    Product product;
+    product.clear();
+    product.add(shared, x, t.row, t.end, w, col, p.cols, 0, p.depth);
+    store_tile(product, y, t.row, t.end, col, p.cols);
+  }
+  for (int64_t row = rows_used(p.offsets, p.groups, p.rows) + blockIdx.x; row < p.rows; row += gridDim.x)
+    for (int64_t c = threadIdx.x; c < p.cols; c += kGemmThreads) y[row * p.cols + c] = narrow<T>(0.0f);
+}
+
+template <typename T, Layout kX, Layout kDy>
+__global__ void __launch_bounds__(kGemmThreads, 2)
+    grouped_mm_wgrad_kernel(const __grid_constant__ GroupedMmWgradParams p) {
+  using Product = TileProduct<T, kX, kDy>;
+  const uint32_t shared = shared_address(dynamic_shared());
+  const Operand<T> x{static_cast<const T*>(p.x), p.x_strides.col, p.x_strides.row};
+  const Operand<T> dy{static_cast<const T*>(p.dy), p.dy_strides.col, p.dy_strides.row};
+  const int64_t down = (p.depth + Product::kRows - 1) / Product::kRows;
+  const int64_t across = (p.cols + Product::kCols - 1) / Product::kCols;
+  for (int64_t i = blockIdx.x; i < p.groups * down * across; i += gridDim.x) {
+    const int64_t e = i / (down * across);
+    const int64_t row = i % down * Product::kRows, col = i / down % across * Product::kCols;
+    const Group group = group_of(p.offsets, e, p.rows);
+    Product product;
+    product.clear();
+    product.add(shared, x, row, p.depth, dy, col, p.cols, group.begin, group.end);
+    store_tile(product, static_cast<T*>(p.dw) + e * p.depth * p.cols, row, p.depth, col, p.cols);
+  }
+}
+
+template <typename T, Layout kX, Layout kW>
+void launch_forward(const GroupedMmParams& p, Stream stream) {
+  using Product = TileProduct<T, kX, kW>;
+  // At least one block, for the rows past the last group.
+  const int64_t tiles = most_group_tiles(p.rows, p.groups, Product::kRows, ceil_div(p.cols, Product::kCols));
+  launch(grouped_mm_kernel<T, kX, kW>,
+         {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes}, stream,
+         p);
+}
+
+template <typename T, Layout kX, Layout kDy>
+void launch_wgrad(const GroupedMmWgradParams& p, Stream stream) {
+  using Product = TileProduct<T, kX, kDy>;
+  const int64_t tiles = p.groups * ceil_div(p.depth, Product::kRows) * ceil_div(p.cols, Product::kCols);
+  launch(grouped_mm_wgrad_kernel<T, kX, kDy>,
+         {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes}, stream,
+         p);
+}
+
+template <typename T>
+void forward(const GroupedMmParams& p, Stream stream) {
+  const StackStrides &xs = p.x_strides, &ws = p.w_strides;
+  const Layout x = layout_of<T>(p.x, p.rows, p.depth, xs.row, xs.col);
+  const Layout w = layout_of<T>(p.w, p.cols, p.depth, ws.col, ws.row, ws.stack);
+  if (x == Layout::along_depth && w == Layout::along_depth)
+    launch_forward<T, Layout::along_depth, Layout::along_depth>(p, stream);
+  else if (x == Layout::along_depth && w == Layout::along_outer)
+    launch_forward<T, Layout::along_depth, Layout::along_outer>(p, stream);
+  else
+    launch_forward<T, Layout::any, Layout::any>(p, stream);
+}
+
+template <typename T>
+void weight_gradient(const GroupedMmWgradParams& p, Stream stream) {
+  const StackStrides &xs = p.x_strides, &dys = p.dy_strides;
+  const Layout x = layout_of<T>(p.x, p.depth, p.rows, xs.col, xs.row);
+  const Layout dy = layout_of<T>(p.dy, p.cols, p.rows, dys.col, dys.row);
+  if (x == Layout::along_outer && dy == Layout::along_outer)
+    launch_wgrad<T, Layout::along_outer, Layout::along_outer>(p, stream);
+  else
+    launch_wgrad<T, Layout::any, Layout::any>(p, stream);
+}
+
+}  // namespace
+
+void grouped_mm_cuda(const GroupedMmParams& p, Stream stream) { GK_SWITCH_DTYPE(p.dtype, T, forward<T>(p, stream)); }
+
+void grouped_mm_wgrad_cuda(const GroupedMmWgradParams& p, Stream stream) {
+  GK_SWITCH_DTYPE(p.dtype, T, weight_gradient<T>(p, stream));
+}
+
+}  // namespace grokkernels
