@@ -158,15 +158,15 @@ class TileProduct {
   // `row_end` and the columns from `col` to `col_end`. All threads call together; `shared`: kSharedBytes.
   GK_DEVICE void add(uint32_t shared, const Operand<T>& left, int64_t row, int64_t row_end, const Operand<T>& right,
                      const Operand<T>& second, int64_t col, int64_t col_end, int64_t depth_begin, int64_t depth_end) {
-    const int64_t steps = (depth_end - depth_begin + kStepDepth<T> - 1) / kStepDepth<T>;
+    const int steps = static_cast<int>((depth_end - depth_begin + kStepDepth<T> - 1) / kStepDepth<T>);
     if (steps <= 0) return;
     LeftLoader left_loader;
     RightLoader right_loader, second_loader;
     left_loader.start(left, row, row_end);
     right_loader.start(right, col, col_end);
     if constexpr (kPaired) second_loader.start(second, col, col_end);
-    const auto copy = [&](int stage, int64_t step) {
-      const int64_t depth = depth_begin + step * kStepDepth<T>;
+    const auto copy = [&](int stage, int step) {
+      const int64_t depth = depth_begin + int64_t{step} * kStepDepth<T>;
       const uint32_t base = shared + static_cast<uint32_t>(stage * kStageBytes);
       left_loader.copy(LeftTile{base}, depth, depth_end);
       right_loader.copy(RightTile{base + LeftTile::kBytes}, depth, depth_end);
@@ -187,7 +187,7 @@ class TileProduct {
     Fragments fragments[2];
     if (busy) fragments[0].load(shared, 0);
     int stage = 0, free_stage = kGemmStages - 1;
-    for (int64_t step = 0; step < steps; ++step) {
+    for (int step = 0; step < steps; ++step) {
       const uint32_t here = shared + static_cast<uint32_t>(stage * kStageBytes);
       if (busy) fragments[1].load(here, 1);
       if (step + kGemmStages - 1 < steps) copy(free_stage, step + kGemmStages - 1);

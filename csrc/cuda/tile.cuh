@@ -54,11 +54,11 @@ struct Tile {
 // The left operand, 16 x kDepth<T>: rows row..row+15 and columns col..col+kDepth-1 of the tile.
 template <typename T, int kRows, int kCols>
 GK_DEVICE void load_left(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&a)[4]) {
-  const int lane = lane_id();
+  const int lane = lane_id() & 31;  // (the mask tells the compiler its range)
   if constexpr (sizeof(T) == 2) {
-    load_matrix_x4(a, tile.chunk(row + lane % 16, col / 8 + lane / 16));
+    load_matrix_x4(a, tile.chunk(row + (lane & 15), col / 8 + (lane >> 4)));
   } else {
-    const int g = lane / 4, t = lane % 4;
+    const int g = lane >> 2, t = lane & 3;
     const Words2 upper = load_shared_8(tile.at(row + g, col + 2 * t));
     const Words2 lower = load_shared_8(tile.at(row + g + 8, col + 2 * t));
     a[0] = upper.word[0];
@@ -71,11 +71,11 @@ GK_DEVICE void load_left(const Tile<T, kRows, kCols>& tile, int row, int col, ui
 // The same of the tile transposed: operand row i is tile column col + i, operand column k is tile row row + k.
 template <typename T, int kRows, int kCols>
 GK_DEVICE void load_left_transposed(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&a)[4]) {
-  const int lane = lane_id();
+  const int lane = lane_id() & 31;  // (the mask tells the compiler its range)
   if constexpr (sizeof(T) == 2) {
-    load_matrix_x4_trans(a, tile.chunk(row + lane / 16 * 8 + lane % 8, col / 8 + lane / 8 % 2));
+    load_matrix_x4_trans(a, tile.chunk(row + (lane >> 4 << 3 | (lane & 7)), col / 8 + (lane >> 3 & 1)));
   } else {
-    const int g = lane / 4, t = lane % 4;
+    const int g = lane >> 2, t = lane & 3;
     a[0] = load_shared_4(tile.at(row + 2 * t, col + g));
     a[1] = load_shared_4(tile.at(row + 2 * t, col + g + 8));
     a[2] = load_shared_4(tile.at(row + 2 * t + 1, col + g));
@@ -87,16 +87,16 @@ GK_DEVICE void load_left_transposed(const Tile<T, kRows, kCols>& tile, int row, 
 // operand column j of b[i] is tile row row + 8 * i + j, operand row k is tile column col + k.
 template <typename T, int kRows, int kCols>
 GK_DEVICE void load_right(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&b)[2][2]) {
-  const int lane = lane_id();
+  const int lane = lane_id() & 31;  // (the mask tells the compiler its range)
   if constexpr (sizeof(T) == 2) {
     uint32_t r[4];
-    load_matrix_x4(r, tile.chunk(row + lane / 16 * 8 + lane % 8, col / 8 + lane / 8 % 2));
+    load_matrix_x4(r, tile.chunk(row + (lane >> 4 << 3 | (lane & 7)), col / 8 + (lane >> 3 & 1)));
     b[0][0] = r[0];
     b[0][1] = r[1];
     b[1][0] = r[2];
     b[1][1] = r[3];
   } else {
-    const int g = lane / 4, t = lane % 4;
+    const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Words2 pair = load_shared_8(tile.at(row + 8 * i + g, col + 2 * t));
@@ -110,22 +110,29 @@ GK_DEVICE void load_right(const Tile<T, kRows, kCols>& tile, int row, int col, u
 // column j of b[i] is tile column col + 8 * i + j.
 template <typename T, int kRows, int kCols>
 GK_DEVICE void load_right_transposed(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&b)[2][2]) {
-  const int lane = lane_id();
+  const int lane = lane_id() & 31;  // (the mask tells the compiler its range)
   if constexpr (sizeof(T) == 2) {
     uint32_t r[4];
-    load_matrix_x4_trans(r, tile.chunk(row + lane % 16, col / 8 + lane / 16));
+    load_matrix_x4_trans(r, tile.chunk(row + (lane & 15), col / 8 + (lane >> 4)));
     b[0][0] = r[0];
     b[0][1] = r[1];
     b[1][0] = r[2];
     b[1][1] = r[3];
   } else {
-    const int g = lane / 4, t = lane % 4;
+    const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       b[i][0] = load_shared_4(tile.at(row + 2 * t, col + 8 * i + g));
       b[i][1] = load_shared_4(tile.at(row + 2 * t + 1, col + 8 * i + g));
     }
   }
+}
+
+// x = high + low: high is x rounded to tf32, low what is left of it, cut off at tf32's last bit. Two operations each, no
+// test for NaN: of the two one stays NaN (rounding the bits of the other may carry over into its sign).
+GK_DEVICE void split_float(uint32_t x, uint32_t& high, uint32_t& low) {
+  high = (x + 0x1000u) & 0xFFFFE000u;
+  low = float_to_bits(bits_to_float(x) - bits_to_float(high)) & 0xFFFFE000u;
 }
 
 // d (16 x 8) += a (16 x kDepth<T>) b (kDepth<T> x 8). d[0], d[1]: row lane / 4, columns 2 (lane % 4) and the next;
@@ -137,15 +144,9 @@ GK_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_
   } else {
     uint32_t a_high[4], a_low[4], b_high[2], b_low[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      a_high[i] = to_tf32(bits_to_float(a[i]));
-      a_low[i] = to_tf32(bits_to_float(a[i]) - bits_to_float(a_high[i]));
-    }
+    for (int i = 0; i < 4; ++i) split_float(a[i], a_high[i], a_low[i]);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      b_high[i] = to_tf32(bits_to_float(b[i]));
-      b_low[i] = to_tf32(bits_to_float(b[i]) - bits_to_float(b_high[i]));
-    }
+    for (int i = 0; i < 2; ++i) split_float(b[i], b_high[i], b_low[i]);
     float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     mma_m16n8k8_tf32(sum, a_low, b_high);
     mma_m16n8k8_tf32(sum, a_high, b_low);
