@@ -42,11 +42,10 @@ template <typename T, Layout kLayout, int kOuter>
 class Loader {
  public:
   static constexpr bool kTransposed = kLayout == Layout::along_outer;
-  using Shared =
-      std::conditional_t<kTransposed, Tile<T, kStepDepth<T>, kOuter>, Tile<T, kOuter, kStepDepth<T>>>;
+  using Shared = std::conditional_t<kTransposed, Tile<T, kStepDepth<T>, kOuter>, Tile<T, kOuter, kStepDepth<T>>>;
 
-  // `begin` .. `end` of the outer dimension; what lies past `end` becomes zero.
-  GK_DEVICE void start(const Operand<T>& from, int64_t begin, int64_t end) {
+  // `begin` .. `end` of the outer dimension, what lies past `end` becomes zero; the first step is at `depth`.
+  GK_DEVICE void start(const Operand<T>& from, int64_t begin, int64_t end, int64_t depth) {
     from_ = from;
     if constexpr (kLayout == Layout::along_depth) {
       inside_ = 0;
@@ -56,70 +55,82 @@ class Loader {
         const bool inside = outer < end;
         inside_ |= static_cast<unsigned>(inside) << i;
         const int64_t place = !inside ? 0 : from.outer_index != nullptr ? from.outer_index[outer] : outer;
-        at_[i] = from.data + place * from.outer_stride + chunk() * kVector<T>;
+        at_[i] = from.data + place * from.outer_stride + depth + chunk() * kVector<T>;
       }
     } else if constexpr (kLayout == Layout::along_outer) {
       inside_ = begin + chunk() * kVector<T> < end;
       at_[0] = from.data + begin + chunk() * kVector<T>;
+      if (from.depth_index == nullptr) at_[0] += (depth + row(0)) * from.depth_stride;
+      depth_ = depth;
     } else {
       begin_ = begin;
       end_ = end;
+      depth_ = depth;
     }
   }
 
-  // The step at `depth`; what lies past `depth_end` becomes zero.
-  GK_DEVICE void copy(const Shared& to, int64_t depth, int64_t depth_end) const {
+  // Step number `step`, of which `left` of the depth are there: the rest becomes zero. Steps follow each other from 0.
+  GK_DEVICE void copy(const Shared& to, int step, int left) {
     if constexpr (kLayout == Layout::along_depth) {
-      const bool deep = depth + chunk() * kVector<T> < depth_end;
+      const bool deep = chunk() * kVector<T> < left;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i)
-        copy_async_16(to.chunk(row(i), chunk()), at_[i] + depth, deep && (inside_ >> i & 1) != 0);
+        copy_async_16(to.chunk(row(i), chunk()), at_[i] + step * int64_t{kStepDepth<T>},
+                      deep && (inside_ >> i & 1) != 0);
     } else if constexpr (kLayout == Layout::along_outer) {
+      if (from_.depth_index == nullptr) {
 #pragma unroll
-      for (int i = 0; i < kCopies; ++i) {
-        const int64_t k = depth + row(i);
-        const bool valid = inside_ != 0 && k < depth_end;
-        const int64_t place = from_.depth_index != nullptr && valid ? from_.depth_index[k] : k;
-        copy_async_16(to.chunk(row(i), chunk()), at_[0] + place * from_.depth_stride, valid);
+        for (int i = 0; i < kCopies; ++i)
+          copy_async_16(to.chunk(row(i), chunk()), at_[0] + i * (kRowStep * from_.depth_stride),
+                        inside_ != 0 && row(i) < left);
+        at_[0] += kStepDepth<T> * from_.depth_stride;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+          const bool valid = inside_ != 0 && row(i) < left;
+          const int64_t place = valid ? from_.depth_index[depth_ + row(i)] : 0;
+          copy_async_16(to.chunk(row(i), chunk()), at_[0] + place * from_.depth_stride, valid);
+        }
+        depth_ += kStepDepth<T>;
       }
     } else {
 #pragma unroll 2
       for (int i = 0; i < kOuter * 16 / kGemmThreads; ++i) {
         const int word = static_cast<int>(threadIdx.x) + i * kGemmThreads;
-        const int64_t outer = begin_ + word / 16;
         const int first = word % 16 * kInWord;
         uint32_t bits;
         if constexpr (kInWord == 1)
-          bits = float_to_bits(number(outer, depth + first, depth_end));
+          bits = float_to_bits(number(word / 16, first, left));
         else
-          bits = narrow_pair<T>(number(outer, depth + first, depth_end), number(outer, depth + first + 1, depth_end));
+          bits = narrow_pair<T>(number(word / 16, first, left), number(word / 16, first + 1, left));
         store_shared_4(to.at(word / 16, first), bits);
       }
+      depth_ += kStepDepth<T>;
     }
   }
 
  private:
   static constexpr int kInWord = 4 / static_cast<int>(sizeof(T));
   static constexpr int kCopies = kOuter * 4 / kGemmThreads;  // 16 bytes each, of every thread
+  static constexpr int kRowStep = kGemmThreads / Shared::kChunks;
   static_assert(kOuter * 4 % kGemmThreads == 0);
 
   // The chunk of a row, and the rows, that this thread copies.
   static GK_DEVICE int chunk() { return static_cast<int>(threadIdx.x) % Shared::kChunks; }
-  static GK_DEVICE int row(int i) {
-    return static_cast<int>(threadIdx.x) / Shared::kChunks + i * (kGemmThreads / Shared::kChunks);
-  }
+  static GK_DEVICE int row(int i) { return static_cast<int>(threadIdx.x) / Shared::kChunks + i * kRowStep; }
 
-  GK_DEVICE float number(int64_t outer, int64_t depth, int64_t depth_end) const {
-    if (outer >= end_ || depth >= depth_end) return 0.0f;
-    const int64_t o = from_.outer_index != nullptr ? from_.outer_index[outer] : outer;
-    const int64_t d = from_.depth_index != nullptr ? from_.depth_index[depth] : depth;
-    return widen(from_.data[o * from_.outer_stride + d * from_.depth_stride]);
+  GK_DEVICE float number(int outer, int depth, int left) const {
+    if (begin_ + outer >= end_ || depth >= left) return 0.0f;
+    const int64_t o = begin_ + outer, d = depth_ + depth;
+    const int64_t o_place = from_.outer_index != nullptr ? from_.outer_index[o] : o;
+    const int64_t d_place = from_.depth_index != nullptr ? from_.depth_index[d] : d;
+    return widen(from_.data[o_place * from_.outer_stride + d_place * from_.depth_stride]);
   }
 
   Operand<T> from_;
   const T* at_[kLayout == Layout::along_depth ? kCopies : 1];
   unsigned inside_;
-  int64_t begin_, end_;
+  int64_t begin_, end_, depth_;
 };
 
 // kPaired: two right operands share the left one; the tile's first half of columns is of the first, the other half,
@@ -162,16 +173,17 @@ class TileProduct {
     if (steps <= 0) return;
     LeftLoader left_loader;
     RightLoader right_loader, second_loader;
-    left_loader.start(left, row, row_end);
-    right_loader.start(right, col, col_end);
-    if constexpr (kPaired) second_loader.start(second, col, col_end);
+    left_loader.start(left, row, row_end, depth_begin);
+    right_loader.start(right, col, col_end, depth_begin);
+    if constexpr (kPaired) second_loader.start(second, col, col_end, depth_begin);
+    const int depth = static_cast<int>(depth_end - depth_begin);
     const auto copy = [&](int stage, int step) {
-      const int64_t depth = depth_begin + int64_t{step} * kStepDepth<T>;
+      const int left_over = depth - step * kStepDepth<T>;
       const uint32_t base = shared + static_cast<uint32_t>(stage * kStageBytes);
-      left_loader.copy(LeftTile{base}, depth, depth_end);
-      right_loader.copy(RightTile{base + LeftTile::kBytes}, depth, depth_end);
+      left_loader.copy(LeftTile{base}, step, left_over);
+      right_loader.copy(RightTile{base + LeftTile::kBytes}, step, left_over);
       if constexpr (kPaired)
-        second_loader.copy(RightTile{base + LeftTile::kBytes + RightTile::kBytes}, depth, depth_end);
+        second_loader.copy(RightTile{base + LeftTile::kBytes + RightTile::kBytes}, step, left_over);
     };
     // A warp whose share lies outside has nothing to multiply.
     const bool busy = row + row_of(0, 0) - lane_id() / 4 < row_end && col + first_col(0) < col_end;

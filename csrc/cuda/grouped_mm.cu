@@ -6,10 +6,9 @@
 // 2 M K N operations each; no atomics: the same bits in every run.
 //
 // Persistent tiles over groups are MegaBlocks' idea (Gale et al. 2022) in the form of CUTLASS's grouped kernels.
-#include "grouped_mm.h"
-
 #include "cuda/gemm.cuh"
 #include "cuda/groups.cuh"
+#include "grouped_mm.h"
 
 namespace grokkernels {
 namespace {
@@ -82,8 +81,8 @@ void launch_forward(const GroupedMmParams& p, Stream stream) {
   // At least one block, for the rows past the last group.
   const int64_t tiles = most_group_tiles(p.rows, p.groups, Product::kRows, ceil_div(p.cols, Product::kCols));
   launch(grouped_mm_kernel<T, kX, kW>,
-         {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes}, stream,
-         p);
+         {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
+         stream, p);
 }
 
 template <typename T, Layout kX, Layout kDy>
@@ -91,8 +90,8 @@ void launch_wgrad(const GroupedMmWgradParams& p, Stream stream) {
   using Product = TileProduct<T, kX, kDy>;
   const int64_t tiles = p.groups * ceil_div(p.depth, Product::kRows) * ceil_div(p.cols, Product::kCols);
   launch(grouped_mm_wgrad_kernel<T, kX, kDy>,
-         {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes}, stream,
-         p);
+         {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
+         stream, p);
 }
 
 template <typename T>

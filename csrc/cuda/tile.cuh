@@ -44,6 +44,13 @@ struct Tile {
     return base + static_cast<uint32_t>((row * kChunks + (chunk ^ swizzle(row))) * 16);
   }
 
+  // The same of chunk `chunk + lane_chunk` of row `row + lane_row`, row a multiple of 8, chunk even and lane_chunk 0 or
+  // 1. Then what depends on the lane is the same along the tile, and a loop computes it once.
+  GK_DEVICE uint32_t chunk_of_lane(int row, int chunk, int lane_row, int lane_chunk) const {
+    return base + static_cast<uint32_t>(row * kChunks * 16) +
+           static_cast<uint32_t>((lane_row * kChunks + (chunk ^ lane_chunk ^ swizzle(lane_row))) * 16);
+  }
+
   // The shared address of one element.
   GK_DEVICE uint32_t at(int row, int col) const {
     constexpr int kInChunk = 16 / static_cast<int>(sizeof(T));
@@ -51,16 +58,18 @@ struct Tile {
   }
 };
 
+// In all four loads row is a multiple of 8, col of 16 (of 8 for float: kDepth<T> or an operand's 8 columns).
+
 // The left operand, 16 x kDepth<T>: rows row..row+15 and columns col..col+kDepth-1 of the tile.
 template <typename T, int kRows, int kCols>
 GK_DEVICE void load_left(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&a)[4]) {
   const int lane = lane_id() & 31;  // (the mask tells the compiler its range)
   if constexpr (sizeof(T) == 2) {
-    load_matrix_x4(a, tile.chunk(row + (lane & 15), col / 8 + (lane >> 4)));
+    load_matrix_x4(a, tile.chunk_of_lane(row, col / 8, lane & 15, lane >> 4));
   } else {
     const int g = lane >> 2, t = lane & 3;
-    const Words2 upper = load_shared_8(tile.at(row + g, col + 2 * t));
-    const Words2 lower = load_shared_8(tile.at(row + g + 8, col + 2 * t));
+    const Words2 upper = load_shared_8(tile.chunk_of_lane(row, col / 4, g, t >> 1) + (t & 1) * 8);
+    const Words2 lower = load_shared_8(tile.chunk_of_lane(row + 8, col / 4, g, t >> 1) + (t & 1) * 8);
     a[0] = upper.word[0];
     a[1] = lower.word[0];
     a[2] = upper.word[1];
@@ -73,13 +82,13 @@ template <typename T, int kRows, int kCols>
 GK_DEVICE void load_left_transposed(const Tile<T, kRows, kCols>& tile, int row, int col, uint32_t (&a)[4]) {
   const int lane = lane_id() & 31;  // (the mask tells the compiler its range)
   if constexpr (sizeof(T) == 2) {
-    load_matrix_x4_trans(a, tile.chunk(row + (lane >> 4 << 3 | (lane & 7)), col / 8 + (lane >> 3 & 1)));
+    load_matrix_x4_trans(a, tile.chunk_of_lane(row, col / 8, lane >> 4 << 3 | (lane & 7), lane >> 3 & 1));
   } else {
     const int g = lane >> 2, t = lane & 3;
-    a[0] = load_shared_4(tile.at(row + 2 * t, col + g));
-    a[1] = load_shared_4(tile.at(row + 2 * t, col + g + 8));
-    a[2] = load_shared_4(tile.at(row + 2 * t + 1, col + g));
-    a[3] = load_shared_4(tile.at(row + 2 * t + 1, col + g + 8));
+    a[0] = load_shared_4(tile.chunk_of_lane(row, col / 4, 2 * t, g >> 2) + (g & 3) * 4);
+    a[1] = load_shared_4(tile.chunk_of_lane(row, col / 4 + 2, 2 * t, g >> 2) + (g & 3) * 4);
+    a[2] = load_shared_4(tile.chunk_of_lane(row, col / 4, 2 * t + 1, g >> 2) + (g & 3) * 4);
+    a[3] = load_shared_4(tile.chunk_of_lane(row, col / 4 + 2, 2 * t + 1, g >> 2) + (g & 3) * 4);
   }
 }
 
@@ -90,7 +99,7 @@ GK_DEVICE void load_right(const Tile<T, kRows, kCols>& tile, int row, int col, u
   const int lane = lane_id() & 31;  // (the mask tells the compiler its range)
   if constexpr (sizeof(T) == 2) {
     uint32_t r[4];
-    load_matrix_x4(r, tile.chunk(row + (lane >> 4 << 3 | (lane & 7)), col / 8 + (lane >> 3 & 1)));
+    load_matrix_x4(r, tile.chunk_of_lane(row, col / 8, lane >> 4 << 3 | (lane & 7), lane >> 3 & 1));
     b[0][0] = r[0];
     b[0][1] = r[1];
     b[1][0] = r[2];
@@ -99,7 +108,7 @@ GK_DEVICE void load_right(const Tile<T, kRows, kCols>& tile, int row, int col, u
     const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const Words2 pair = load_shared_8(tile.at(row + 8 * i + g, col + 2 * t));
+      const Words2 pair = load_shared_8(tile.chunk_of_lane(row + 8 * i, col / 4, g, t >> 1) + (t & 1) * 8);
       b[i][0] = pair.word[0];
       b[i][1] = pair.word[1];
     }
@@ -113,7 +122,7 @@ GK_DEVICE void load_right_transposed(const Tile<T, kRows, kCols>& tile, int row,
   const int lane = lane_id() & 31;  // (the mask tells the compiler its range)
   if constexpr (sizeof(T) == 2) {
     uint32_t r[4];
-    load_matrix_x4_trans(r, tile.chunk(row + (lane & 15), col / 8 + (lane >> 4)));
+    load_matrix_x4_trans(r, tile.chunk_of_lane(row, col / 8, lane & 15, lane >> 4));
     b[0][0] = r[0];
     b[0][1] = r[1];
     b[1][0] = r[2];
@@ -122,14 +131,14 @@ GK_DEVICE void load_right_transposed(const Tile<T, kRows, kCols>& tile, int row,
     const int g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      b[i][0] = load_shared_4(tile.at(row + 2 * t, col + 8 * i + g));
-      b[i][1] = load_shared_4(tile.at(row + 2 * t + 1, col + 8 * i + g));
+      b[i][0] = load_shared_4(tile.chunk_of_lane(row, col / 4 + 2 * i, 2 * t, g >> 2) + (g & 3) * 4);
+      b[i][1] = load_shared_4(tile.chunk_of_lane(row, col / 4 + 2 * i, 2 * t + 1, g >> 2) + (g & 3) * 4);
     }
   }
 }
 
-// x = high + low: high is x rounded to tf32, low what is left of it, cut off at tf32's last bit. Two operations each, no
-// test for NaN: of the two one stays NaN (rounding the bits of the other may carry over into its sign).
+// x = high + low: high is x rounded to tf32, low what is left of it, cut off at tf32's last bit. Two operations each,
+// no test for NaN: of the two one stays NaN (rounding the bits of the other may carry over into its sign).
 GK_DEVICE void split_float(uint32_t x, uint32_t& high, uint32_t& low) {
   high = (x + 0x1000u) & 0xFFFFE000u;
   low = float_to_bits(bits_to_float(x) - bits_to_float(high)) & 0xFFFFE000u;
