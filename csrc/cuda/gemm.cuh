@@ -2,7 +2,8 @@
 // sums in registers. What grouped_mm, moe_experts and linear_cross_entropy are made of on tensor cores of sm_80 and
 // newer.
 //
-//   left (rows, depth), right (depth, columns); `outer` is an operand's dimension that is not summed over.
+//   left (rows, depth), right (depth, columns); `outer` is an operand's dimension that is not summed over. Sizes are
+//   below 2^31, strides are not.
 //
 // 128 threads, four warps in two rows of two, each with 64 rows of the tile. A step of the sum is 64 bytes deep; while
 // one is multiplied the next two are on their way (cp.async), and the fragments of its second half are loaded before
@@ -45,13 +46,13 @@ class Loader {
   using Shared = std::conditional_t<kTransposed, Tile<T, kStepDepth<T>, kOuter>, Tile<T, kOuter, kStepDepth<T>>>;
 
   // `begin` .. `end` of the outer dimension, what lies past `end` becomes zero; the first step is at `depth`.
-  GK_DEVICE void start(const Operand<T>& from, int64_t begin, int64_t end, int64_t depth) {
+  GK_DEVICE void start(const Operand<T>& from, int begin, int end, int depth) {
     from_ = from;
     if constexpr (kLayout == Layout::along_depth) {
       inside_ = 0;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int64_t outer = begin + row(i);
+        const int outer = begin + row(i);
         const bool inside = outer < end;
         inside_ |= static_cast<unsigned>(inside) << i;
         const int64_t place = !inside ? 0 : from.outer_index != nullptr ? from.outer_index[outer] : outer;
@@ -60,7 +61,7 @@ class Loader {
     } else if constexpr (kLayout == Layout::along_outer) {
       inside_ = begin + chunk() * kVector<T> < end;
       at_[0] = from.data + begin + chunk() * kVector<T>;
-      if (from.depth_index == nullptr) at_[0] += (depth + row(0)) * from.depth_stride;
+      if (from.depth_index == nullptr) at_[0] += int64_t{depth + row(0)} * from.depth_stride;
       depth_ = depth;
     } else {
       begin_ = begin;
@@ -121,7 +122,7 @@ class Loader {
 
   GK_DEVICE float number(int outer, int depth, int left) const {
     if (begin_ + outer >= end_ || depth >= left) return 0.0f;
-    const int64_t o = begin_ + outer, d = depth_ + depth;
+    const int o = begin_ + outer, d = depth_ + depth;
     const int64_t o_place = from_.outer_index != nullptr ? from_.outer_index[o] : o;
     const int64_t d_place = from_.depth_index != nullptr ? from_.depth_index[d] : d;
     return widen(from_.data[o_place * from_.outer_stride + d_place * from_.depth_stride]);
@@ -130,7 +131,7 @@ class Loader {
   Operand<T> from_;
   const T* at_[kLayout == Layout::along_depth ? kCopies : 1];
   unsigned inside_;
-  int64_t begin_, end_, depth_;
+  int begin_, end_, depth_;
 };
 
 // kPaired: two right operands share the left one; the tile's first half of columns is of the first, the other half,
@@ -166,17 +167,17 @@ class TileProduct {
   }
 
   // Adds the sum over depth_begin .. depth_end of left times right (`second` where kPaired), for the rows from `row` to
-  // `row_end` and the columns from `col` to `col_end`. All threads call together; `shared`: kSharedBytes.
-  GK_DEVICE void add(uint32_t shared, const Operand<T>& left, int64_t row, int64_t row_end, const Operand<T>& right,
-                     const Operand<T>& second, int64_t col, int64_t col_end, int64_t depth_begin, int64_t depth_end) {
-    const int steps = static_cast<int>((depth_end - depth_begin + kStepDepth<T> - 1) / kStepDepth<T>);
+  // `row_end` and the columns from `col` to `col_end`. All threads call together; `shared`: kSharedBytes, which nobody
+  // reads any more when the call returns.
+  GK_DEVICE void add(uint32_t shared, const Operand<T>& left, int row, int row_end, const Operand<T>& right,
+                     const Operand<T>& second, int col, int col_end, int depth_begin, int depth_end) {
+    const int depth = depth_end - depth_begin, steps = (depth + kStepDepth<T> - 1) / kStepDepth<T>;
     if (steps <= 0) return;
     LeftLoader left_loader;
     RightLoader right_loader, second_loader;
     left_loader.start(left, row, row_end, depth_begin);
     right_loader.start(right, col, col_end, depth_begin);
     if constexpr (kPaired) second_loader.start(second, col, col_end, depth_begin);
-    const int depth = static_cast<int>(depth_end - depth_begin);
     const auto copy = [&](int stage, int step) {
       const int left_over = depth - step * kStepDepth<T>;
       const uint32_t base = shared + static_cast<uint32_t>(stage * kStageBytes);
@@ -188,7 +189,6 @@ class TileProduct {
     // A warp whose share lies outside has nothing to multiply.
     const bool busy = row + row_of(0, 0) - lane_id() / 4 < row_end && col + first_col(0) < col_end;
 
-    sync_threads();  // whoever still reads the ring for the product before
 #pragma unroll
     for (int stage = 0; stage < kGemmStages - 1; ++stage) {
       if (stage < steps) copy(stage, stage);
@@ -214,8 +214,8 @@ class TileProduct {
     }
   }
 
-  GK_DEVICE void add(uint32_t shared, const Operand<T>& left, int64_t row, int64_t row_end, const Operand<T>& right,
-                     int64_t col, int64_t col_end, int64_t depth_begin, int64_t depth_end) {
+  GK_DEVICE void add(uint32_t shared, const Operand<T>& left, int row, int row_end, const Operand<T>& right, int col,
+                     int col_end, int depth_begin, int depth_end) {
     static_assert(!kPaired);
     add(shared, left, row, row_end, right, right, col, col_end, depth_begin, depth_end);
   }
@@ -288,13 +288,13 @@ GK_DEVICE void transpose_quad(uint32_t (&r)[4]) {
 // `to` is the row's place of column 0 of the tile; `inside`: whether there is such a row. `wide`: rows of `to` may be
 // written 16 bytes at a time, and count is a multiple of that. All lanes call together.
 template <int kTiles, typename T, typename First, typename Pair>
-GK_DEVICE void store_tile_row(T* to, bool inside, bool wide, int64_t count, First first, Pair pair) {
+GK_DEVICE void store_tile_row(T* to, bool inside, bool wide, int count, First first, Pair pair) {
   if (!wide) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
       float x[2];
       pair(j, x[0], x[1]);
-      const int64_t col = first(j) + lane_id() % 4 * 2;
+      const int col = first(j) + lane_id() % 4 * 2;
       if (inside && col < count) to[col] = narrow<T>(x[0]);
       if (inside && col + 1 < count) to[col + 1] = narrow<T>(x[1]);
     }
@@ -303,7 +303,7 @@ GK_DEVICE void store_tile_row(T* to, bool inside, bool wide, int64_t count, Firs
     for (int j = 0; j < kTiles; ++j) {
       float x[2];
       pair(j, x[0], x[1]);
-      const int64_t col = first(j) + lane_id() % 4 * 2;
+      const int col = first(j) + lane_id() % 4 * 2;
       if (inside && col < count) store_8(to + col, {{float_to_bits(x[0]), float_to_bits(x[1])}});
     }
   } else {
@@ -318,10 +318,17 @@ GK_DEVICE void store_tile_row(T* to, bool inside, bool wide, int64_t count, Firs
         r[i] = narrow_pair<T>(x[0], x[1]);
       }
       transpose_quad(r);
-      const int64_t col = first(j) + lane_id() % 4 * 8;
+      const int col = first(j) + lane_id() % 4 * 8;
       if (inside && col < count) store_16(to + col, {{r[0], r[1], r[2], r[3]}});
     }
   }
+}
+
+// Host: sizes are counted in 32 bits on the device.
+template <typename... Sizes>
+void check_sizes(const char* op, Sizes... sizes) {
+  if (((sizes > INT32_MAX) || ...))
+    throw std::runtime_error(std::string("grokkernels: every size of ") + op + " must be below 2^31");
 }
 
 // Host: how an operand may be read. `outer` and `depth` are its sizes.

@@ -19,15 +19,15 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Writes a tile at row `row` and column `col` of `to`, dense rows of `cols`.
 template <typename T, typename Product>
-GK_DEVICE void store_tile(const Product& product, T* to, int64_t row, int64_t row_end, int64_t col, int64_t cols) {
+GK_DEVICE void store_tile(const Product& product, T* to, int row, int row_end, int col, int cols) {
   const bool wide = cols % kVector<T> == 0;
 #pragma unroll
   for (int i = 0; i < Product::kDown; ++i)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t r = row + Product::row_of(i, half);
+      const int r = row + Product::row_of(i, half);
       store_tile_row<Product::kAcross>(
-          to + r * cols + col, r < row_end, wide, cols - col, [](int j) { return Product::first_col(j); },
+          to + int64_t{r} * cols + col, r < row_end, wide, cols - col, [](int j) { return Product::first_col(j); },
           [&](int j, float& a, float& b) {
             a = product.sum[i][j][2 * half];
             b = product.sum[i][j][2 * half + 1];
@@ -39,20 +39,21 @@ template <typename T, Layout kX, Layout kW>
 __global__ void __launch_bounds__(kGemmThreads, 2) grouped_mm_kernel(const __grid_constant__ GroupedMmParams p) {
   using Product = TileProduct<T, kX, kW>;
   const uint32_t shared = shared_address(dynamic_shared());
-  const Operand<T> x{static_cast<const T*>(p.x), p.x_strides.row, p.x_strides.col};
-  T* y = static_cast<T*>(p.y);
-  GroupTiles tiles(p.offsets, p.groups, p.rows, Product::kRows, (p.cols + Product::kCols - 1) / Product::kCols);
+  const int rows = static_cast<int>(p.rows), cols = static_cast<int>(p.cols), groups = static_cast<int>(p.groups);
+  GroupTiles<Product::kRows> tiles(p.offsets, groups, rows, (cols + Product::kCols - 1) / Product::kCols);
   GroupTile t;
-  for (int64_t i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
+    const Operand<T> x{static_cast<const T*>(p.x), p.x_strides.row, p.x_strides.col};
     const Operand<T> w{static_cast<const T*>(p.w) + t.group * p.w_strides.stack, p.w_strides.col, p.w_strides.row};
-    const int64_t col = t.across * Product::kCols;
+    const int col = t.across * Product::kCols;
     Product product;
     product.clear();
-    product.add(shared, x, t.row, t.end, w, col, p.cols, 0, p.depth);
-    store_tile(product, y, t.row, t.end, col, p.cols);
+    product.add(shared, x, t.row, t.end, w, col, cols, 0, static_cast<int>(p.depth));
+    store_tile(product, static_cast<T*>(p.y), t.row, t.end, col, cols);
   }
-  for (int64_t row = rows_used(p.offsets, p.groups, p.rows) + blockIdx.x; row < p.rows; row += gridDim.x)
-    for (int64_t c = threadIdx.x; c < p.cols; c += kGemmThreads) y[row * p.cols + c] = narrow<T>(0.0f);
+  for (int row = rows_used(p.offsets, groups, rows) + static_cast<int>(blockIdx.x); row < rows; row += gridDim.x)
+    for (int c = threadIdx.x; c < cols; c += kGemmThreads)
+      static_cast<T*>(p.y)[int64_t{row} * cols + c] = narrow<T>(0.0f);
 }
 
 template <typename T, Layout kX, Layout kDy>
@@ -60,18 +61,20 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
     grouped_mm_wgrad_kernel(const __grid_constant__ GroupedMmWgradParams p) {
   using Product = TileProduct<T, kX, kDy>;
   const uint32_t shared = shared_address(dynamic_shared());
-  const Operand<T> x{static_cast<const T*>(p.x), p.x_strides.col, p.x_strides.row};
-  const Operand<T> dy{static_cast<const T*>(p.dy), p.dy_strides.col, p.dy_strides.row};
-  const int64_t down = (p.depth + Product::kRows - 1) / Product::kRows;
-  const int64_t across = (p.cols + Product::kCols - 1) / Product::kCols;
-  for (int64_t i = blockIdx.x; i < p.groups * down * across; i += gridDim.x) {
-    const int64_t e = i / (down * across);
-    const int64_t row = i % down * Product::kRows, col = i / down % across * Product::kCols;
-    const Group group = group_of(p.offsets, e, p.rows);
+  const int depth = static_cast<int>(p.depth), cols = static_cast<int>(p.cols);
+  const int down = (depth + Product::kRows - 1) / Product::kRows, across = (cols + Product::kCols - 1) / Product::kCols;
+  const unsigned tiles = static_cast<unsigned>(p.groups) * static_cast<unsigned>(down * across);
+  for (unsigned i = blockIdx.x; i < tiles; i += gridDim.x) {
+    const int e = static_cast<int>(i / static_cast<unsigned>(down * across));
+    const int local = static_cast<int>(i - static_cast<unsigned>(e) * static_cast<unsigned>(down * across));
+    const int row = local % down * Product::kRows, col = local / down * Product::kCols;
+    const Group group = group_of(p.offsets, e, static_cast<int>(p.rows));
+    const Operand<T> x{static_cast<const T*>(p.x), p.x_strides.col, p.x_strides.row};
+    const Operand<T> dy{static_cast<const T*>(p.dy), p.dy_strides.col, p.dy_strides.row};
     Product product;
     product.clear();
-    product.add(shared, x, row, p.depth, dy, col, p.cols, group.begin, group.end);
-    store_tile(product, static_cast<T*>(p.dw) + e * p.depth * p.cols, row, p.depth, col, p.cols);
+    product.add(shared, x, row, depth, dy, col, cols, group.begin, group.end);
+    store_tile(product, static_cast<T*>(p.dw) + e * p.depth * p.cols, row, depth, col, cols);
   }
 }
 
@@ -120,9 +123,13 @@ void weight_gradient(const GroupedMmWgradParams& p, Stream stream) {
 
 }  // namespace
 
-void grouped_mm_cuda(const GroupedMmParams& p, Stream stream) { GK_SWITCH_DTYPE(p.dtype, T, forward<T>(p, stream)); }
+void grouped_mm_cuda(const GroupedMmParams& p, Stream stream) {
+  check_sizes("grouped_mm", p.rows, p.depth, p.cols, p.groups);
+  GK_SWITCH_DTYPE(p.dtype, T, forward<T>(p, stream));
+}
 
 void grouped_mm_wgrad_cuda(const GroupedMmWgradParams& p, Stream stream) {
+  check_sizes("grouped_mm", p.rows, p.depth, p.cols, p.groups);
   GK_SWITCH_DTYPE(p.dtype, T, weight_gradient<T>(p, stream));
 }
 

@@ -9,58 +9,60 @@
 namespace grokkernels::device {
 
 struct Group {
-  int64_t begin, end;
+  int begin, end;
 };
 
-GK_DEVICE Group group_of(const int32_t* offsets, int64_t e, int64_t rows) {
-  const auto inside = [rows](int64_t row) { return row < 0 ? int64_t{0} : row > rows ? rows : row; };
-  const int64_t begin = e == 0 ? 0 : inside(offsets[e - 1]);
-  const int64_t end = inside(offsets[e]);
+GK_DEVICE Group group_of(const int32_t* offsets, int64_t e, int rows) {
+  const auto inside = [rows](int row) { return row < 0 ? 0 : row > rows ? rows : row; };
+  const int begin = e == 0 ? 0 : inside(offsets[e - 1]), end = inside(offsets[e]);
   return {begin, end > begin ? end : begin};
 }
 
 // Where the last group ends.
-GK_DEVICE int64_t rows_used(const int32_t* offsets, int64_t groups, int64_t rows) {
+GK_DEVICE int rows_used(const int32_t* offsets, int64_t groups, int rows) {
   return groups == 0 ? 0 : group_of(offsets, groups - 1, rows).end;
 }
 
 inline constexpr int kBandTiles = 8;
 
-// Tile by tile of `tile_rows` rows, `across` of them side by side. Numbered group by group, within a group in bands of
-// kBandTiles rows of tiles and column by column in a band, so that blocks at work together share rows and columns.
+// Rows row .. row + the tile's rows of a group, `end` at most; the column of tiles.
 struct GroupTile {
-  int64_t group, row, end, across;  // rows row .. row + tile_rows, the group's end at most; the column of tiles
+  int group, row, end, across;
 };
 
+// The tiles, kTileRows rows each and `across` of them side by side, numbered group by group, within a group in bands of
+// kBandTiles rows of tiles and column by column in a band, so that blocks at work together share rows and columns.
+template <int kTileRows>
 class GroupTiles {
  public:
-  GK_DEVICE GroupTiles(const int32_t* offsets, int64_t groups, int64_t rows, int tile_rows, int64_t across)
-      : offsets_(offsets), groups_(groups), rows_(rows), across_(across), tile_rows_(tile_rows) {}
+  GK_DEVICE GroupTiles(const int32_t* offsets, int groups, int rows, int across)
+      : offsets_(offsets), groups_(groups), rows_(rows), across_(across) {}
 
   // Tile number `index`; false when there are fewer. From call to call index rises. All lanes of a warp call together.
-  GK_DEVICE bool find(int64_t index, GroupTile& tile) {
+  GK_DEVICE bool find(unsigned index, GroupTile& tile) {
     if (across_ == 0) return false;
-    const int lane = lane_id();
+    const int lane = lane_id() & 31;
     for (; first_ < groups_; first_ += 32) {  // 32 groups at a time, one to a lane
       const Group mine = first_ + lane < groups_ ? group_of(offsets_, first_ + lane, rows_) : Group{0, 0};
-      const int64_t down = (mine.end - mine.begin + tile_rows_ - 1) / tile_rows_;
-      int64_t upto = down;
+      const unsigned tiles =
+          static_cast<unsigned>((mine.end - mine.begin + kTileRows - 1) / kTileRows) * static_cast<unsigned>(across_);
+      unsigned upto = tiles;
 #pragma unroll
-      for (int delta = 1; delta < 32; delta *= 2) {
-        const int64_t below = shuffle_up(upto, static_cast<unsigned>(delta));
-        if (lane >= delta) upto += below;
+      for (unsigned delta = 1; delta < 32; delta *= 2) {
+        const unsigned below = shuffle_up(upto, delta);
+        if (lane >= static_cast<int>(delta)) upto += below;
       }
-      const uint32_t later = ballot(index < (before_ + upto) * across_);
+      const uint32_t later = ballot(index < before_ + upto);
       if (later != 0) {
         const int owner = 32 - count_bits(later);
-        const int64_t height = shuffle(down, owner);
-        const int64_t local = index - (before_ + shuffle(upto, owner) - height) * across_;
-        const int64_t band = local / (kBandTiles * across_) * kBandTiles;
-        const int64_t in_band = height - band < kBandTiles ? height - band : kBandTiles;
+        const int height = static_cast<int>(shuffle(tiles, owner)) / across_;
+        const int local = static_cast<int>(index - before_ - shuffle(upto - tiles, owner));
+        const int band = local / (kBandTiles * across_) * kBandTiles;
+        const int in_band = height - band < kBandTiles ? height - band : kBandTiles;
+        const int rest = local - band * across_;
         tile.group = first_ + owner;
+        tile.row = shuffle(mine.begin, owner) + (band + rest % in_band) * kTileRows;
         tile.end = shuffle(mine.end, owner);
-        const int64_t rest = local - band * across_;
-        tile.row = shuffle(mine.begin, owner) + (band + rest % in_band) * tile_rows_;
         tile.across = rest / in_band;
         return true;
       }
@@ -71,8 +73,8 @@ class GroupTiles {
 
  private:
   const int32_t* offsets_;
-  int64_t groups_, rows_, across_, first_ = 0, before_ = 0;
-  int tile_rows_;
+  int groups_, rows_, across_, first_ = 0;
+  unsigned before_ = 0;  // tiles of the groups before first_
 };
 
 // Host: the blocks to launch for at most `tiles` tiles, `per_multiprocessor` of which fit one.

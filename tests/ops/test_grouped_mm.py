@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
+from grokkernels import native
 from grokkernels.testing import judge
 from grokkernels.testing.cases import grouped_mm as cases
+from grokkernels.testing.fences import LAYOUTS
 from tests.suite import CaseTableTests
 
 
@@ -25,20 +27,67 @@ class TestCases(CaseTableTests):
     unused=st.integers(0, 3),
     mt=st.booleans(),
     dtype=st.sampled_from(cases.TABLE.dtypes),
+    backend=st.sampled_from(["cpu", "emulated"]),
 )
 def test_drawn_groups(
-    groups: tuple[int, ...], depth: int, cols: int, unused: int, mt: bool, dtype: torch.dtype
+    groups: tuple[int, ...], depth: int, cols: int, unused: int, mt: bool, dtype: torch.dtype, backend: str
 ) -> None:
     case = cases.case(groups, depth, cols, unused=unused, mt=mt)
-    verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+    verdict = judge.judge(cases.TABLE, case, dtype, backend)
     assert verdict.passed, verdict
 
 
-def test_gradient_of_a_sum() -> None:
+TILES = cases.case((130, 0, 3), 104, 264, unused=2)  # two tiles of rows, three of columns, four steps of the sum
+
+
+@pytest.mark.parametrize("mt", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_on_a_device(layout: str, mt: bool) -> None:
+    """Operands that are copied as they lie, from either side, and those that are read number by number."""
+    case = cases.case((130, 0, 3), 104, 264, unused=2, mt=mt)
+    verdict = judge.judge(cases.TABLE, case, torch.bfloat16, "emulated", layout=layout)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("dtype", cases.TABLE.dtypes)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_schedule_gives_the_same_bits(seed: int, dtype: torch.dtype) -> None:
+    arguments = judge.in_dtype(TILES.arguments(), dtype)
+    runs = []
+    native.emulated.reset_counters()
+    for now in (0, seed):
+        native.emulated.set_seed(now)
+        try:
+            runs.append(judge.run(lambda **kw: cases.grouped_mm(**kw, backend="emulated"), arguments, ("x", "w"), None))
+        finally:
+            native.emulated.set_seed(0)
+    for one, other in zip(runs[0][0] + runs[0][1], runs[1][0] + runs[1][1], strict=True):
+        assert torch.equal(one, other)
+    counters = native.emulated.counters()
+    assert counters["asynchronous_copies"] > 0
+    assert counters["bank_conflicts"] == 0
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 40])
+def test_any_number_of_blocks(multiprocessors: int) -> None:
+    x, w = torch.randn(300, 16), torch.randn(40, 16, 72)
+    ends = torch.arange(7, 287, 7, dtype=torch.int32)
+    before = grokkernels.grouped_mm(x, w, ends, backend="emulated")
+    native.emulated.set_multiprocessors(multiprocessors)
+    try:
+        assert torch.equal(grokkernels.grouped_mm(x, w, ends, backend="emulated"), before)
+    finally:
+        native.emulated.set_multiprocessors(3)
+    torch.testing.assert_close(before[:280], torch.cat([x[7 * e : 7 * e + 7] @ w[e] for e in range(40)]))
+    assert (before[280:] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_gradient_of_a_sum(backend: str) -> None:
     """The gradient that arrives is one number expanded: every stride is 0."""
     x, w = torch.randn(5, 6, requires_grad=True), torch.randn(2, 6, 3, requires_grad=True)
     offsets = torch.tensor([2, 4], dtype=torch.int32)
-    grokkernels.grouped_mm(x, w, offsets, backend="cpu").sum().backward()
+    grokkernels.grouped_mm(x, w, offsets, backend=backend).sum().backward()
     wanted = torch.cat([w[0].sum(1).expand(2, -1), w[1].sum(1).expand(2, -1), torch.zeros(1, 6)])
     torch.testing.assert_close(x.grad, wanted)
     torch.testing.assert_close(w.grad, torch.stack([x[:2].sum(0), x[2:4].sum(0)]).unsqueeze(2).expand(-1, -1, 3))
@@ -53,24 +102,26 @@ def test_weight_gradient_lies_as_the_weight() -> None:
     assert weight.grad.is_contiguous()
 
 
-def test_rows_do_not_see_each_other() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_rows_do_not_see_each_other(backend: str) -> None:
     """NaN in one row changes no bit of another."""
     x, w = torch.randn(9, 700), torch.randn(2, 700, 37)
     ends = torch.tensor([7, 9], dtype=torch.int32)
-    before = grokkernels.grouped_mm(x, w, ends, backend="cpu")
+    before = grokkernels.grouped_mm(x, w, ends, backend=backend)
     x[3] = float("nan")
-    after = grokkernels.grouped_mm(x, w, ends, backend="cpu")
+    after = grokkernels.grouped_mm(x, w, ends, backend=backend)
     assert torch.equal(torch.cat([after[:3], after[4:]]), torch.cat([before[:3], before[4:]]))
 
 
+@pytest.mark.parametrize("overload", ["native", "emulated"])
 @pytest.mark.parametrize("offsets", [[3, 1], [-5, 2], [9, 9], [2**31 - 1, -(2**31)]])
-def test_native_function_stays_inside(offsets: list[int]) -> None:
+def test_native_function_stays_inside(offsets: list[int], overload: str) -> None:
     """Whatever offsets hold, the native function reads and writes its own memory only."""
     x, w = torch.randn(4, 8), torch.randn(2, 8, 8)
     ends = torch.tensor(offsets, dtype=torch.int32)
-    y = torch.ops.grokkernels.grouped_mm.native(x, w, ends)
+    y = getattr(torch.ops.grokkernels.grouped_mm, overload)(x, w, ends)
     assert y.shape == (4, 8)
-    torch.ops.grokkernels.grouped_mm_bwd.native(y, x, w, ends)
+    getattr(torch.ops.grokkernels.grouped_mm_bwd, overload)(y, x, w, ends)
 
 
 @pytest.mark.parametrize(
