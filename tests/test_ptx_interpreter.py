@@ -214,6 +214,7 @@ def predicate(text):
     return f"{{ .reg .pred p, q; {text}; selp.s32 %0, 1, 0, p; }}"
 
 
+THREE_WORDS = "{ .reg .u32 t; add.cc.u32 t, %1, %2; addc.cc.u32 t, %3, -1; addc.u32 %0, 0, 0; }"
 # (instruction, or PTX text with its places; result; operands; reference)
 CASES = [
     ("add.s32", "r", "rr", each(lambda a, b: a + b, np.int32)),
@@ -327,6 +328,8 @@ CASES = [
     ("fma.rp.f32", "f", "FFG", lambda a, b, c: upward(a.astype(np.float64) * b + c)),
     ("mul.ftz.f32", "f", "ff", lambda a, b: flushed(flushed(a) * flushed(b))),
     ("{ add.cc.u32 %0, %1, %2; addc.u32 %0, %3, 0; }", "R", "RRR", each(lambda a, b, c: c + (a + b >> 32), np.uint32)),
+    (THREE_WORDS, "R", "RRR", each(lambda a, b, c: c + 0xFFFFFFFF + (a + b >> 32) >> 32, np.uint32)),
+    ("add.sat.f32", "f", "ff", lambda a, b: np.where(np.isnan(a + b), 0, np.clip(a + b, 0, 1))),
     ("{ sub.cc.u32 %0, %1, %2; subc.u32 %0, %3, 0; }", "R", "RRR", each(lambda a, b, c: c - (a < b), np.uint32)),
     (
         "{ mad.lo.cc.u32 %0, %1, %2, %3; madc.hi.u32 %0, %1, %2, 0; }",
@@ -433,6 +436,15 @@ def test_instruction(table, i):
         if result == "f":
             ok = ~np.isnan(want)
             np.testing.assert_array_equal(np.signbit(out[ok]), np.signbit(want[ok]))
+
+
+def test_fma_rounds_once(table):
+    """Halfway between two floats but for a summand that float64 would lose."""
+    x = np.full(N, 1 + 2.0**-12, np.float32)
+    z = np.where(np.arange(N) % 2, 2.0**-60, -(2.0**-60)).astype(np.float32)
+    i = next(i for i, case in enumerate(CASES) if case[0] == "fma.rn.f32")
+    got = launch(table.kernel(f"^case_{i}$"), [x, x, z], N, np.float32)
+    np.testing.assert_array_equal(got, np.float32(1 + 2.0**-11) + np.where(z > 0, np.float32(2.0**-23), np.float32(0)))
 
 
 @pytest.fixture(scope="module", params=["compute_80", "compute_100"])
@@ -565,6 +577,23 @@ def test_threads_that_left(kernels):
         assert (got[0, warp][stay] == x[warp][stay].sum()).all()
         assert (got[1, warp][stay] == x[warp][stay][0]).all()
         assert (got[:, warp][:, ~stay] == -1).all()
+
+
+def test_a_call_is_an_error_where_it_is_reached(kernels):
+    assert (launch(kernels.kernel("calls"), [], 32, np.int32, [2], block=32) == 2).all()
+    with pytest.raises(ptx.UnknownInstruction, match="a call is not known"):
+        launch(kernels.kernel("calls"), [], 32, np.int32, [3], block=32)
+
+
+def test_atomics_of_halves_and_ignored_copies(kernels):
+    memory = ptx.Memory()
+    x, out = np.arange(1, 33, dtype=np.int32), memory.put(np.zeros(40, np.int32))
+    ptx.run(kernels.kernel("halves_and_ignored"), 1, 32, 256, [memory.put(x), out], memory)
+    got = memory.get(out, np.int32, 40)
+    count = np.array([11, 11, 10])
+    np.testing.assert_array_equal(got[:3].view(np.float16).reshape(3, 2), np.stack([count, 2 * count], 1))
+    np.testing.assert_array_equal(ptx.from_bf16(got[3:6]).reshape(3, 2), np.stack([count, count / 2], 1))
+    np.testing.assert_array_equal(got[8:], np.where(np.arange(32) < 16, 0, x))
 
 
 def test_generic_addresses(kernels):

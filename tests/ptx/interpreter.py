@@ -549,7 +549,12 @@ class Block:
         raise PtxError(f"deadlock: {where}")
 
     def wake(self) -> None:
-        self.state[self.state == SLEEPING] = RUNNING
+        self._run_again(self.state == SLEEPING)
+
+    def _run_again(self, mask: np.ndarray) -> None:
+        """Who was not able to run has not been starved."""
+        self.state[mask] = RUNNING
+        self.ran_at[mask] = self.steps_taken
 
     def sleep(self, mask: np.ndarray) -> None:
         """These lanes go on only when something has happened, or when nobody else can run."""
@@ -560,7 +565,7 @@ class Block:
 
     def resume(self, mask: np.ndarray) -> None:
         self.events += 1
-        self.state[mask & (self.state == WAITING)] = RUNNING
+        self._run_again(mask & (self.state == WAITING))
 
     def _exit(self, mask: np.ndarray) -> None:
         self.state[mask] = EXITED

@@ -330,7 +330,9 @@ class _Body:
             elif match := label.match(self.text, at):
                 scope.labels[match[1]] = (len(self.pending),)
                 at = match.end()
-                if table := re.compile(r"\s*\.branchtargets\s+([^;]*);").match(self.text, at):
+                if prototype := re.compile(r"\s*\.callprototype[^;]*;").match(self.text, at):
+                    at = prototype.end()
+                elif table := re.compile(r"\s*\.branchtargets\s+([^;]*);").match(self.text, at):
                     scope.tables[match[1]] = split(table[1])
                     at = table.end()
             else:
@@ -358,7 +360,7 @@ class _Body:
             variable = _variable(statement, line)
             self.kernel.variables[variable.name] = variable
             self.symbols.add(variable.name)
-        elif not statement.startswith(".pragma"):
+        elif not re.match(r"^\.(pragma|param)\b", statement):
             raise PtxError(f"line {line}: not understood: {statement}")
 
     def instruction(self, statement: str, line: int, scope: _Scope) -> Instruction:
@@ -389,7 +391,7 @@ class _Body:
             coordinates = self.operand(items[1], scope) if len(items) == 2 else None
             return Address(self.operand(base.strip(), scope), int(offset or "0", 0), coordinates)
         if text.startswith("("):
-            raise PtxError("calls are not known")
+            return Symbol(text)  # of a call, which is refused when it is reached
         if "|" in text:
             first, second = text.split("|")
             return Pair(self.operand(first.strip(), scope), self.operand(second.strip(), scope))

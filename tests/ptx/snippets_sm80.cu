@@ -2,6 +2,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <stdint.h>
+#include <stdio.h>
 struct Params {
   const float* x;
   float* y;
@@ -163,6 +164,23 @@ __global__ void unwritten(int* out) {
   int y;
   asm volatile("{ .reg .b32 t; add.s32 %0, t, 1; }" : "=r"(y));
   out[threadIdx.x] = y;
+}
+// A call in a path that nobody takes, or that somebody does
+__global__ void calls(int* out, int n) {
+  if (n > 2) printf("%d\n", n);
+  out[threadIdx.x] = n;
+}
+// Atomics of halves, at 3 addresses; the first 16 copies of 32 are ignored
+__global__ void halves_and_ignored(const int* x, int* out) {
+  int i = threadIdx.x;
+  atomicAdd(reinterpret_cast<half2*>(out) + i % 3, __floats2half2_rn(1.f, 2.f));
+  atomicAdd(reinterpret_cast<__nv_bfloat162*>(out) + 3 + i % 3, __floats2bfloat162_rn(1.f, 0.5f));
+  asm volatile(
+      "{ .reg .pred p; setp.lt.u32 p, %2, 16; cp.async.ca.shared.global [%0], [%1], 4, p; cp.async.wait_all; }" ::"r"(
+          shared_address(dynamic + 4 * i)),
+      "l"(x + i), "r"(i)
+      : "memory");
+  out[8 + i] = reinterpret_cast<int*>(dynamic)[i];
 }
 // Of 40 threads those with odd x leave; the others sum, across the barrier, in a warp of which a part is gone.
 __global__ void leavers(const int* x, int* out) {

@@ -79,6 +79,8 @@ def st(form: Form):
     if not form.flag("mmio"):
         ordering(form, "relaxed", "release")
     space, count, policy = space_of(form), _vector(form), hints(form)
+    if space == "param":
+        raise form.unknown("a call")
     form.count(3 if policy else 2)
     items = form.vector(1)
     if len(items) != count:
