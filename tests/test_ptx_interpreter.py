@@ -349,7 +349,7 @@ CASES = [
     ("slct.f32.s32", "f", "ffr", lambda a, b, c: np.where(c >= 0, a, b)),
     ("set.lt.u32.f32", "R", "ff", lambda a, b: np.where(a < b, 0xFFFFFFFF, 0)),
     ("cvt.pack.sat.s8.s32.b32", "R", "rrR", packed_bytes),
-    ("{ .reg .b16 l, h; mov.b32 {l, h}, %1; mov.b32 %0, {h, l}; }", "R", "R", lambda a: a << 16 | a >> 16),
+    ("{.reg.b16 l,h; mov.b32 {l,h}, %1; mov.b32 %0, {h, l}; }", "R", "R", lambda a: a << 16 | a >> 16),
     ("{ .reg .b8 x; cvt.u8.u32 x, %1; cvt.s32.s8 %0, x; }", "r", "R", lambda a: a.astype(np.uint8).view(np.int8)),
     ("cvt.rzi.u64.f32", "L", "f", lambda a: to_u64(a)),
     ("cvt.rn.f16.s32", "H", "r", lambda a: f16_bits(a.astype(np.float64))),
@@ -655,6 +655,12 @@ def test_unknown_raises_and_names_the_line(line, why):
         ptx.run(ptx.parse(HAND_WRITTEN.replace("LINE", line)).kernel(), 1, 32)
 
 
+@pytest.mark.parametrize("arch", ["sm90a", "sm100a"])
+def test_known_forms(arch):
+    text = (SNIPPETS / f"forms_{arch}.ptx").read_text(encoding="utf-8")
+    assert ptx.unknown(ptx.parse(text).kernel()) == []
+
+
 def test_unknown_is_an_error_only_where_it_is_reached():
     kernel = ptx.parse(
         HAND_WRITTEN.replace("LINE", "setp.ne.u32 %p1, %r1, 1; @%p1 vadd.s32.s32.s32 %r2, %r1, %r1")
@@ -921,3 +927,90 @@ def test_wgmma_with_planted_faults(hopper):
         run_product(hopper, a, b, 128, 0, 0, 0, 1)
     with pytest.raises(ptx.PtxError, match=r"no wgmma\.fence"):
         run_product(hopper, a, b, 128, 0, 0, 0, 2)
+
+
+WGMMA = [
+    ("m64n8k16", "f32", "f16", "f16"),
+    ("m64n8k16", "f16", "f16", "f16"),
+    ("m64n8k16", "f32", "bf16", "bf16"),
+    ("m64n8k8", "f32", "tf32", "tf32"),
+    ("m64n8k32", "f32", "e4m3", "e5m2"),
+    ("m64n8k32", "f16", "e5m2", "e4m3"),
+    ("m64n8k32", "s32", "s8", "u8"),
+]
+
+
+def wgmma_kernel(shape: str, d: str, a: str, b: str) -> str:
+    """A of 64 rows and B of 8, of 32 bytes each, without swizzle; twice the product, the second time onto the first."""
+    registers = 2 if d == "f16" else 4
+    word = "b32" if d == "f16" else d
+    scales = "" if d == "s32" else ", 1, 1" + (", 0, 0" if shape.endswith("k16") else "")
+    product = ",".join(f"d{i}" for i in range(registers))
+    product = f"wgmma.mma_async.sync.aligned.{shape}.{d}.{a}.{b} {{{product}}}, a, b"
+    copies = "".join(f"ld.global.u16 h, [image+{2 * i}]; st.shared.u16 [to+{2 * i}], h;\n" for i in range(9))
+    stores = "".join(f"st.global.{word} [out+{4 * i}], d{i};\n" for i in range(registers))
+    return f"""
+.version 9.0
+.target sm_90a
+.address_size 64
+.visible .entry k(.param .u64 from, .param .u64 into)
+{{
+.shared .align 128 .b8 tile[2304];
+.reg .b64 image, out, a, b, at; .reg .b32 t, to, start; .reg .b16 h; .reg .pred p;
+.reg .{word} d<{registers}>;
+ld.param.u64 image, [from]; ld.param.u64 out, [into];
+mov.u32 t, %tid.x; mov.u32 start, tile;
+mul.wide.u32 at, t, 18; add.s64 image, image, at; mad.lo.u32 to, t, 18, start;
+{copies}
+mul.wide.u32 at, t, {4 * registers}; add.s64 out, out, at;
+fence.proxy.async.shared::cta;
+bar.sync 0;
+shr.u32 start, start, 4; cvt.u64.u32 at, start;
+or.b64 a, at, {1024 >> 4 << 16 | 128 >> 4 << 32};
+add.s64 at, at, {2048 >> 4}; or.b64 b, at, {128 >> 4 << 16 | 128 >> 4 << 32};
+wgmma.fence.sync.aligned;
+setp.ne.u32 p, start, start;
+{product}, p{scales};
+{product}, 1{scales};
+wgmma.commit_group.sync.aligned;
+wgmma.wait_group.sync.aligned 0;
+{stores}
+ret;
+}}
+"""
+
+
+@pytest.mark.parametrize("row", WGMMA, ids=["-".join(row) for row in WGMMA])
+def test_wgmma_of_every_type(row):
+    _, d, *kinds = row
+    gen = torch.Generator().manual_seed(3)
+    images, values = [], []
+    for kind, rows in zip(kinds, (64, 8), strict=True):
+        itemsize, dtype = ELEMENTS[kind]
+        if dtype in (torch.int8, torch.uint8):
+            low = -128 if dtype == torch.int8 else 0
+            matrix = torch.randint(low, low + 256, (rows, 32), dtype=dtype, generator=gen)
+        else:
+            matrix = torch.randn((rows, 32 // itemsize), generator=gen).to(dtype)
+        raw = matrix.view(torch.uint8).numpy()
+        images.append(raw.reshape(rows, 2, 16).transpose(1, 0, 2).reshape(-1))
+        if kind == "tf32":
+            matrix = (matrix.view(torch.int32) & ~0x1FFF).view(torch.float32)
+        values.append(matrix.double().numpy())
+    want = 2 * values[0] @ values[1].T
+    dtype = {"f32": np.float32, "f16": np.float16, "s32": np.int32}[d]
+    kernel = ptx.parse(wgmma_kernel(*row)).kernel()
+    assert ptx.unknown(kernel) == []
+    got = launch(kernel, [np.concatenate(images)], (128, 4), dtype, block=128)
+    for thread in range(128):
+        warp, g, t = thread // 32, thread % 32 // 4, thread % 4
+        rows, columns = 16 * warp + g + np.array([0, 0, 8, 8]), 2 * t + np.array([0, 1, 0, 1])
+        np.testing.assert_allclose(
+            got[thread], want[rows, columns], rtol={"f32": 1e-6, "f16": 2e-3, "s32": 0}[d], atol=1e-5
+        )
+
+
+def test_wgmma_without_the_fence_between_proxies():
+    text = wgmma_kernel(*WGMMA[0]).replace("fence.proxy.async.shared::cta;", "")
+    with pytest.raises(ptx.PtxError, match=r"wgmma.*no fence\.proxy\.async came between"):
+        launch(ptx.parse(text).kernel(), [np.zeros(2304, np.uint8)], (128, 4), np.float32, block=128)

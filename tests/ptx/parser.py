@@ -347,7 +347,7 @@ class _Body:
         return self.kernel
 
     def declare(self, statement: str, line: int, scope: _Scope) -> None:
-        if match := re.match(r"^\.reg \.(\w+) (.*)$", statement):
+        if match := re.match(r"^\.reg ?\.(\w+) (.*)$", statement):
             if match[1] not in TYPES:
                 raise PtxError(f"line {line}: a register of unknown type: {statement}")
             for item in split(match[2]):
