@@ -19,7 +19,7 @@ struct LossOptions {
   Reduction reduction;   // mean divides by the number of rows that are not ignored, or by 1 where all are
 };
 
-// N integers, each in [0, V) or ignore_index.
+// N integers, each in [0, V) or ignore_index. Where the host cannot look at them, a row with another one becomes NaN.
 struct Targets {
   const void* data;
   int64_t stride;
@@ -39,6 +39,9 @@ struct CrossEntropyFwdParams {
   LossOptions options;
   float* loss;  // (N) for Reduction::none, else one number
   double* lse;  // (N) logsumexp(z); 0 for ignored rows
+  // Workspaces of the cuda column.
+  void* partials;     // cross_entropy_workspace(rows, cols) bytes
+  float* row_losses;  // (N), or `loss` for Reduction::none
 };
 
 struct CrossEntropyBwdParams {
@@ -51,8 +54,18 @@ struct CrossEntropyBwdParams {
   const float* dloss;  // like loss, dloss_stride elements apart
   int64_t dloss_stride;
   const double* lse;
-  void* dlogits;  // (N, V), dense
+  void* dlogits;   // (N, V), dense
+  float* divisor;  // one number: workspace of the cuda column
 };
+
+// Columns that one block of the cuda column takes, and the bytes that it leaves of them where there are several ranges.
+inline constexpr int64_t kCrossEntropyColumns = 8192;
+GK_ALWAYS_INLINE constexpr int64_t cross_entropy_parts(int64_t cols) {
+  return (cols + kCrossEntropyColumns - 1) / kCrossEntropyColumns;
+}
+GK_ALWAYS_INLINE constexpr int64_t cross_entropy_workspace(int64_t rows, int64_t cols) {
+  return cross_entropy_parts(cols) == 1 ? 0 : rows * cross_entropy_parts(cols) * 24;
+}
 
 void cross_entropy_fwd_cpu(const CrossEntropyFwdParams& params);
 void cross_entropy_bwd_cpu(const CrossEntropyBwdParams& params);

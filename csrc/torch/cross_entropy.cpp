@@ -18,6 +18,10 @@ std::tuple<Tensor, Tensor> cross_entropy_fwd(const Tensor& logits, const Tensor&
   Tensor loss = options.reduction == Reduction::none ? new_tensor({x.rows}, ScalarType::Float, logits)
                                                      : new_tensor({}, ScalarType::Float, logits);
   Tensor lse = new_tensor({x.rows}, ScalarType::Double, logits);
+  const Tensor partials =
+      new_tensor({kHostMemory ? 0 : cross_entropy_workspace(x.rows, x.cols)}, ScalarType::Byte, logits);
+  const bool per_row = options.reduction == Reduction::none;
+  const Tensor row_losses = per_row ? loss : new_tensor({kHostMemory ? 0 : x.rows}, ScalarType::Float, logits);
   GK_LAUNCH(cross_entropy_fwd, logits)
   ({.dtype = native_dtype(logits, "logits"),
     .rows = x.rows,
@@ -27,7 +31,9 @@ std::tuple<Tensor, Tensor> cross_entropy_fwd(const Tensor& logits, const Tensor&
     .targets = targets_of(targets, x.rows, x.cols, ignore_index),
     .options = options,
     .loss = static_cast<float*>(loss.mutable_data_ptr()),
-    .lse = static_cast<double*>(lse.mutable_data_ptr())});
+    .lse = static_cast<double*>(lse.mutable_data_ptr()),
+    .partials = partials.mutable_data_ptr(),
+    .row_losses = static_cast<float*>(row_losses.mutable_data_ptr())});
   return {loss, lse};
 }
 
@@ -44,6 +50,7 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const Tensor& logits, const Tensor
   check_dtype(statistics, ScalarType::Double, "lse");
   check_shape(statistics, {x.rows}, "lse");
   Tensor dlogits = torch::stable::new_empty(logits, logits.sizes());
+  const Tensor divisor = new_tensor({kHostMemory ? 0 : 1}, ScalarType::Float, logits);
   GK_LAUNCH(cross_entropy_bwd, logits)
   ({.dtype = native_dtype(logits, "logits"),
     .rows = x.rows,
@@ -55,7 +62,8 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const Tensor& logits, const Tensor
     .dloss = static_cast<const float*>(dloss.const_data_ptr()),
     .dloss_stride = per_row ? dloss.stride(0) : 0,
     .lse = static_cast<const double*>(statistics.const_data_ptr()),
-    .dlogits = dlogits.mutable_data_ptr()});
+    .dlogits = dlogits.mutable_data_ptr(),
+    .divisor = static_cast<float*>(divisor.mutable_data_ptr())});
   return dlogits;
 }
 

@@ -73,7 +73,8 @@ def check_loss_options(
 
 def check_targets(targets: torch.Tensor, rows: int, vocabulary: int, ignore_index: int) -> None:
     """Targets (rows,) inside the vocabulary or ignored. The numbers are looked at only where that waits for no device
-    and breaks no graph: a compiled call leaves it to the kernel, which refuses them with a RuntimeError."""
+    and breaks no graph: a compiled call leaves it to the kernel, which refuses them with a RuntimeError on the CPU; on
+    a device their rows become NaN."""
     checks.integers("targets", targets)
     checks.shape("targets", targets, (rows,), "(N,)")
     if vocabulary < 1:
@@ -91,11 +92,11 @@ def check_targets(targets: torch.Tensor, rows: int, vocabulary: int, ignore_inde
         )
 
 
-def _supports_cpu(logits: torch.Tensor, targets: torch.Tensor) -> str | None:
+def _supports_native(logits: torch.Tensor, targets: torch.Tensor) -> str | None:
     return dispatch.native_dtypes(logits=logits)
 
 
-ROW = dispatch.Row("cross_entropy", {"cpu": _supports_cpu})
+ROW = dispatch.Row("cross_entropy", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def cross_entropy(
@@ -119,7 +120,8 @@ def cross_entropy(
     Args:
         logits: ``(N, V)``, float32, bfloat16 or float16 (float64 on the reference); -inf masks a word of the
             vocabulary. Rows may lie any distance apart.
-        targets: ``(N,)``, int64 or int32, each in [0, V) or ignore_index.
+        targets: ``(N,)``, int64 or int32, each in [0, V) or ignore_index. On a CUDA device nobody waits to look at
+            them: one outside makes its row's loss and gradient NaN.
         softcap: >= 0; 0 for no cap.
         logit_scale: what the logits are multiplied by, before the cap.
         z_loss: weight of the squared logsumexp, >= 0.
@@ -133,7 +135,7 @@ def cross_entropy(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, a target outside the vocabulary
-            (RuntimeError under torch.compile), or a backend that cannot run it.
+            (on the CPU alone; RuntimeError under torch.compile), or a backend that cannot run it.
 
     Source: the online logsumexp of Milakov and Gimelshein, arXiv:1805.02867; the z-loss of PaLM, arXiv:2204.02311.
     """

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
+from grokkernels import native
 from grokkernels.testing import judge
 from grokkernels.testing.cases import cross_entropy as cases
 from tests.suite import CaseTableTests
@@ -16,6 +17,9 @@ from tests.suite import CaseTableTests
 
 class TestCases(CaseTableTests):
     table = cases.TABLE
+
+
+BACKENDS = ("cpu", "emulated")
 
 
 @settings(max_examples=30, deadline=None)
@@ -35,15 +39,17 @@ def test_drawn_shapes(rows: int, vocabulary: int, ignored: float, dtype: torch.d
     assert verdict.passed, verdict
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(rows=st.integers(0, 9), vocabulary=st.integers(1, 70), ignored=st.sampled_from([0.0, 0.5, 1.0]))
-def test_reductions_agree(rows: int, vocabulary: int, ignored: float) -> None:
+@settings(deadline=None)
+def test_reductions_agree(backend: str, rows: int, vocabulary: int, ignored: float) -> None:
     """Sum and mean are those of the unreduced losses in double precision; so are their gradients."""
     arguments = cases.case(rows, vocabulary, ignored=ignored).arguments()
     logits, targets = arguments["logits"].float().requires_grad_(), arguments["targets"]
     counted = int((targets != -100).sum())
-    losses = grokkernels.cross_entropy(logits, targets, reduction="none", backend="cpu")
+    losses = grokkernels.cross_entropy(logits, targets, reduction="none", backend=backend)
     for reduction, divisor in (("sum", 1), ("mean", max(counted, 1))):
-        loss = grokkernels.cross_entropy(logits, targets, reduction=reduction, backend="cpu")
+        loss = grokkernels.cross_entropy(logits, targets, reduction=reduction, backend=backend)
         assert loss == (losses.double().sum() / divisor).float()
         (expected,) = torch.autograd.grad(losses, logits, torch.full((rows,), 3.0 / divisor), retain_graph=True)
         (gradient,) = torch.autograd.grad(loss, logits, torch.tensor(3.0))
@@ -60,39 +66,111 @@ def test_rows_and_threads_do_not_change_a_row() -> None:
         assert torch.equal(one, whole[row])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_stride_0_gradient(reduction: str) -> None:
+def test_stride_0_gradient(reduction: str, backend: str) -> None:
     """An expanded upstream gradient, as .sum().backward() makes it, is read as what it is."""
     logits, targets = torch.randn(5, 40), torch.tensor([3, -100, 0, 39, 7])
     x = logits.clone().requires_grad_()
-    rows = grokkernels.cross_entropy(x, targets, reduction="none", backend="cpu")
+    rows = grokkernels.cross_entropy(x, targets, reduction="none", backend=backend)
     (rows.sum() if reduction == "sum" else rows.sum() / 4).backward()
     y = logits.clone().requires_grad_()
     F.cross_entropy(y, targets, reduction=reduction).backward()
     torch.testing.assert_close(x.grad, y.grad)
 
 
-def test_ignored_rows_are_not_read() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ignored_rows_are_not_read(backend: str) -> None:
     logits = torch.randn(3, 40)
     logits[1] = torch.nan
     logits.requires_grad_()
-    loss = grokkernels.cross_entropy(logits, torch.tensor([3, -100, 0]), softcap=30.0, backend="cpu")
+    loss = grokkernels.cross_entropy(logits, torch.tensor([3, -100, 0]), softcap=30.0, backend=backend)
     loss.backward()
     assert loss.isfinite()
     assert logits.grad.isfinite().all()
     assert (logits.grad[1] == 0).all()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
-def test_special_logits(special: float) -> None:
+def test_special_logits(special: float, backend: str) -> None:
     """As in PyTorch: NaN spreads over its row, +inf makes the row's loss infinite, -inf masks; other rows are whole."""
     logits, targets = torch.randn(3, 40), torch.tensor([3, 5, 0])
     logits[1, 33] = special
-    ours = grokkernels.cross_entropy(logits, targets, reduction="none", backend="cpu")
+    ours = grokkernels.cross_entropy(logits, targets, reduction="none", backend=backend)
     torch.testing.assert_close(ours, F.cross_entropy(logits, targets, reduction="none"), equal_nan=True)
     full = torch.full((1, 40), special)
-    ours = grokkernels.cross_entropy(full, targets[:1], backend="cpu")
+    ours = grokkernels.cross_entropy(full, targets[:1], backend=backend)
     torch.testing.assert_close(ours, F.cross_entropy(full, targets[:1]), equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", cases.TABLE.dtypes)
+def test_rows_and_alignment_do_not_change_a_row_on_the_device(dtype: torch.dtype) -> None:
+    """Rows of 8199 elements begin at every alignment; alone, or in a wider matrix, each gives the same bits."""
+    columns = 8192 + 7
+    logits, targets = torch.randn(9, columns).to(dtype), torch.randint(0, columns, (9,))
+    weights = torch.rand(9)
+
+    def run(x: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        x = x.detach().requires_grad_()
+        losses = grokkernels.cross_entropy(
+            x, targets[rows], softcap=30.0, label_smoothing=0.1, z_loss=1e-3, reduction="none", backend="emulated"
+        )
+        return losses.detach(), torch.autograd.grad(losses, x, weights[rows])[0]
+
+    losses, gradient = run(logits, slice(None))
+    wide = torch.full((9, columns + 3), torch.nan, dtype=dtype)
+    wide[:, 2:-1] = logits
+    again, gradient_again = run(wide[:, 2:-1], slice(None))
+    assert torch.equal(again, losses)
+    assert torch.equal(gradient_again, gradient)
+    for row in range(9):
+        alone, gradient_alone = run(logits[row : row + 1].clone(), slice(row, row + 1))
+        assert torch.equal(alone, losses[row : row + 1])
+        assert torch.equal(gradient_alone, gradient[row : row + 1])
+
+
+def test_more_ranges_than_lanes_on_the_device() -> None:
+    """34 ranges of columns, whose maxima lie far apart, merged by the 32 lanes of a warp."""
+    columns = 33 * 8192 + 5
+    levels = torch.linspace(-4, 4, 34)[torch.randperm(34)]
+    logits = torch.randn(1, columns) + levels.repeat_interleave(8192)[:columns]
+    target = torch.tensor([columns - 1])
+    ours = grokkernels.cross_entropy(logits, target, backend="emulated")
+    torch.testing.assert_close(ours.double(), F.cross_entropy(logits.double(), target), rtol=1e-7, atol=0)
+
+
+def test_targets_strided_on_the_device() -> None:
+    logits, targets = torch.randn(6, 40), torch.randint(0, 40, (6, 3), dtype=torch.int32)
+    ours = grokkernels.cross_entropy(logits, targets[:, 1], backend="emulated")
+    torch.testing.assert_close(ours, F.cross_entropy(logits, targets[:, 1].long()))
+
+
+@pytest.mark.parametrize("columns", [40, 8192 + 40])
+@pytest.mark.parametrize("outside", [-1, 2**40, -(2**63)])
+def test_targets_outside_are_nan_on_the_device(columns: int, outside: int) -> None:
+    """The device's host does not look: the row becomes NaN, and so does a mean; the other rows are whole."""
+    logits, targets = torch.randn(3, columns), torch.tensor([3, outside, columns - 1])
+    options = (0.0, 1.0, 0.0, 0.0, -100)
+    forward, backward = torch.ops.grokkernels.cross_entropy_fwd, torch.ops.grokkernels.cross_entropy_bwd
+    losses, lse = forward.emulated(logits, targets, *options, "none")
+    gradient = backward.emulated(torch.ones(3), logits, targets, lse, *options, "none")
+    for result in (losses, gradient):
+        assert result[1].isnan().all()
+        assert result[[0, 2]].isfinite().all()
+    targets[1] = columns
+    assert forward.emulated(logits, targets, *options, "mean")[0].isnan()
+
+
+def test_one_launch_per_pass_over_the_logits() -> None:
+    """Beside it stand the merge of long rows and the reduction, or the count of rows that a mean is divided by."""
+    for columns, reduction, forward, backward in ((40, "none", 1, 1), (40, "mean", 2, 2), (9000, "sum", 3, 1)):
+        logits = torch.randn(2, columns, requires_grad=True)
+        native.emulated.reset_counters()
+        loss = grokkernels.cross_entropy(logits, torch.tensor([1, 2]), reduction=reduction, backend="emulated")
+        assert native.emulated.counters()["launches"] == forward
+        loss.sum().backward()
+        assert native.emulated.counters()["launches"] == forward + backward
 
 
 def test_large_gradients_are_written_past_the_caches() -> None:
