@@ -8,6 +8,8 @@
 
 namespace grokkernels {
 
+inline constexpr int kRmsNormThreads = 512;  // of a block of the CUDA column: rows of 8192 stay in registers
+
 struct RmsNormFwdParams {
   DType dtype;           // of x, residual, y, h
   DType weight_dtype;    // float32 or dtype
@@ -21,6 +23,7 @@ struct RmsNormFwdParams {
   int64_t x_stride, residual_stride;
   float eps;
   bool zero_centered;  // scales by 1 + weight
+  float* sums;         // CUDA, for rows in several pieces (common/norm_plan.h): (N, pieces)
 };
 
 struct RmsNormBwdParams {
@@ -36,6 +39,8 @@ struct RmsNormBwdParams {
   void* dweight;       // (C), in weight_dtype
   int64_t dy_stride, dh_stride, x_stride;
   bool zero_centered;
+  float* sums;     // CUDA, for rows in several pieces (common/norm_plan.h): (N, pieces)
+  float* partial;  // CUDA: (chunks, C), each chunk's part of dweight
 };
 
 void rms_norm_fwd_cpu(const RmsNormFwdParams& params);

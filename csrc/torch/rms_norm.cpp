@@ -1,6 +1,7 @@
 // rms_norm: from torch tensors to the launchers. Schemas: grokkernels/ops/rms_norm.py.
 #include "rms_norm.h"
 
+#include "common/norm_plan.h"
 #include "torch/column.h"
 
 namespace grokkernels {
@@ -11,6 +12,16 @@ DType weight_dtype(const Tensor& weight, const Tensor& x, int64_t cols) {
   check(weight.scalar_type() == ScalarType::Float || weight.scalar_type() == x.scalar_type(),
         "weight must be float32 or have the dtype of x");
   return native_dtype(weight, "weight");
+}
+
+// Workspace of a CUDA kernel; nothing for the others.
+Tensor floats(int64_t count, const Tensor& like) {
+  return new_tensor({kHostMemory ? 0 : count}, ScalarType::Float, like);
+}
+
+// For the sums of rows that are cut into pieces.
+Tensor sums_of_pieces(const NormPlan& plan, const Rows& x, const Tensor& like) {
+  return floats(plan.pieces > 1 ? x.rows * plan.pieces : 0, like);
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight,
@@ -28,6 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<
           "residual must have the shape and dtype of x");
     rr = rows_of(*residual);
   }
+  Tensor sums = sums_of_pieces(norm_plan(xr.rows, xr.cols, kRmsNormThreads), xr, x);
   GK_LAUNCH(rms_norm_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = wdtype,
@@ -42,7 +54,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<
     .x_stride = xr.stride,
     .residual_stride = rr ? rr->stride : 0,
     .eps = static_cast<float>(eps),
-    .zero_centered = zero_centered});
+    .zero_centered = zero_centered,
+    .sums = static_cast<float*>(sums.mutable_data_ptr())});
   return {y, h, rstd};
 }
 
@@ -73,6 +86,8 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Te
   }
   Tensor dx = torch::stable::new_empty(x, x.sizes());
   Tensor dweight = torch::stable::new_empty(w, w.sizes());
+  const NormPlan plan = norm_plan(xr.rows, xr.cols, kRmsNormThreads);
+  Tensor sums = sums_of_pieces(plan, xr, x), partial = floats(plan.chunks * xr.cols, x);
   GK_LAUNCH(rms_norm_bwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = wdtype,
@@ -88,7 +103,9 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Te
     .dy_stride = dyr.stride,
     .dh_stride = dhr ? dhr->stride : 0,
     .x_stride = xr.stride,
-    .zero_centered = zero_centered});
+    .zero_centered = zero_centered,
+    .sums = static_cast<float*>(sums.mutable_data_ptr()),
+    .partial = static_cast<float*>(partial.mutable_data_ptr())});
   return {dx, dweight};
 }
 

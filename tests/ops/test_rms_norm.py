@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
+from grokkernels import native
 from grokkernels.testing import judge
 from grokkernels.testing.cases import rms_norm as cases
 from tests.suite import CaseTableTests
@@ -46,6 +47,61 @@ def test_rows_do_not_see_each_other() -> None:
     whole = grokkernels.rms_norm(x, weight, backend="cpu")
     for row in range(5):
         assert torch.equal(whole[row], grokkernels.rms_norm(x[row], weight, backend="cpu"))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(3, 24), (3, 67), (1100, 520), (3, 20000)])
+def test_device_repeats_itself(shape: tuple[int, int], seed: int) -> None:
+    """Whatever the order of its threads, the device gives the same bits: nothing is added in the order of arrival."""
+    rows, cols = shape
+    x, residual = torch.randn(2, rows, cols)
+    weight = torch.rand(cols) + 0.5
+
+    def call() -> list[torch.Tensor]:
+        leaves = [t.clone().requires_grad_() for t in (x, residual, weight)]
+        outputs = grokkernels.rms_norm(leaves[0], leaves[2], residual=leaves[1], backend="emulated")
+        return [*outputs, *torch.autograd.grad(sum(o.square().sum() for o in outputs), leaves)]
+
+    expected = call()
+    native.emulated.set_seed(seed)
+    try:
+        got = call()
+    finally:
+        native.emulated.set_seed(0)
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+def test_device_many_short_rows() -> None:
+    """Blocks of 32 rows at a time, several times."""
+    verdict = judge.judge(cases.TABLE, cases.case(33001, 8), torch.float32, "emulated")
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("cols", [40, 1024, 9000])
+def test_device_rows_do_not_see_each_other(cols: int) -> None:
+    """Nor does it matter for a row whether others are there, forward and backward."""
+    x, weight = torch.randn(37, cols), torch.randn(cols)
+
+    def call(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = rows.clone().requires_grad_()
+        y = grokkernels.rms_norm(leaf, weight, backend="emulated")
+        return y, torch.autograd.grad(y.square().sum(), leaf)[0]
+
+    y, dx = call(x)
+    for row in (0, 17, 36):
+        one_y, one_dx = call(x[row])
+        assert torch.equal(one_y, y[row])
+        assert torch.equal(one_dx, dx[row])
+
+
+@pytest.mark.parametrize("dtype", cases.TABLE.dtypes)
+def test_device_reads_rows_of_any_alignment(dtype: torch.dtype) -> None:
+    """Rows that start between two 16-byte vectors give what aligned ones give."""
+    memory = torch.randn(5 * 264 + 3).to(dtype)
+    weight = torch.rand(264 + 1).to(dtype)
+    x = memory[3:].view(5, 264)
+    expected = grokkernels.rms_norm(x.clone(), weight[1:].clone(), backend="emulated")
+    torch.testing.assert_close(grokkernels.rms_norm(x, weight[1:], backend="emulated"), expected)
 
 
 @pytest.mark.parametrize(

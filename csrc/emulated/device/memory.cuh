@@ -26,6 +26,7 @@ GK_DEVICE void store_words(void* p, V v) {
 
 GK_DEVICE Words4 load_16(const void* p) { return load_words<Words4>(p); }
 GK_DEVICE Words4 load_16_streaming(const void* p) { return load_words<Words4>(p); }
+GK_DEVICE Words4 load_16_readonly(const void* p) { return load_words<Words4>(p); }
 GK_DEVICE void store_16(void* p, Words4 v) { store_words(p, v); }
 GK_DEVICE void store_16_streaming(void* p, Words4 v) { store_words(p, v); }
 GK_DEVICE Words2 load_8(const void* p) { return load_words<Words2>(p); }
