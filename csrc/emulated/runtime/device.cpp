@@ -3,11 +3,13 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "emulated/runtime/fiber.h"
 
@@ -17,11 +19,14 @@ namespace {
 constexpr size_t kStack = 256 * 1024;
 constexpr size_t kSharedStride = 256 * 1024;  // between the shared memories of a cluster's blocks
 constexpr unsigned kMostBlocksOfCluster = 16;
+constexpr int kRegisters = 64 * 1024;  // of a multiprocessor
 
 // What one OS thread keeps between launches.
 struct Worker {
   void* stack_pointer = nullptr;  // of the OS thread itself, while fibers run
   void* tsan = nullptr;
+  const void* own_stack = nullptr;  // of the OS thread, when AddressSanitizer must know
+  size_t own_stack_size = 0;
   Cluster cluster;
   std::vector<char*> stacks;
   char* shared = nullptr;
@@ -51,6 +56,8 @@ thread_local const Launch* t_launch = nullptr;
 // Not inlined: a compiler may keep the address of a thread_local, and a later grid runs the fiber on another thread.
 GK_UNWATCHED __attribute__((noinline)) Worker& worker() { return *t_worker; }
 
+GK_UNWATCHED __attribute__((noinline)) void set_fiber(Fiber* fiber) { t_fiber = fiber; }
+
 GK_UNWATCHED void to_worker(bool for_good) {
   Fiber* fiber = t_fiber;
   t_fiber = nullptr;
@@ -59,7 +66,7 @@ GK_UNWATCHED void to_worker(bool for_good) {
   __tsan_switch_to_fiber(worker().tsan, 1);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber->asan, nullptr, 0);
+  __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber->asan, worker().own_stack, worker().own_stack_size);
 #endif
   (void)for_good;
   switch_stack(&fiber->stack_pointer, worker().stack_pointer);
@@ -101,6 +108,16 @@ void run_copy(Copy& copy) {
   std::memset(copy.to + copy.valid, 0, static_cast<size_t>(copy.bytes - copy.valid));
 }
 
+void run_store(Store& store, bool reads_only) {
+  if (store.read) store.write = std::exchange(store.read, nullptr)();
+  if (store.write && !reads_only) std::exchange(store.write, nullptr)();
+}
+
+void run_matrix(Warp& warp) {
+  const MatrixOperation& op = warp.matrix_operations[warp.matrix_done++];
+  op.run(op, warp.accumulators.at(op.d[0]).values.data());
+}
+
 void run_in_flight(Cluster& cluster, size_t i) {
   const Work work = std::move(cluster.in_flight[i]);
   cluster.in_flight.erase(cluster.in_flight.begin() + static_cast<ptrdiff_t>(i));
@@ -109,21 +126,17 @@ void run_in_flight(Cluster& cluster, size_t i) {
 
 // With a random schedule: something asynchronous, chosen at random, takes effect.
 void progress() {
+  const Unwatched unwatched;
   Worker& w = worker();
   Cluster& cluster = w.cluster;
   if (!cluster.in_flight.empty() && w.below(2) == 0) return run_in_flight(cluster, w.below(cluster.in_flight.size()));
   Warp& warp = cluster.warps[w.below(cluster.warps.size())];
-  if (warp.matrix_done < warp.matrix_operations.size()) return warp.matrix_operations[warp.matrix_done++]();
+  if (warp.matrix_done < warp.matrix_operations.size()) return run_matrix(warp);
   Fiber& fiber = *warp.lane[w.below(static_cast<size_t>(warp.lanes))];
   if (!fiber.copies.empty()) return run_copy(fiber.copies[w.below(fiber.copies.size())]);
   if (!fiber.bulk_groups.empty()) {
     auto& group = fiber.bulk_groups[w.below(fiber.bulk_groups.size())];
-    if (!group.empty()) {
-      const size_t i = w.below(group.size());
-      const Work work = std::move(group[i]);
-      group.erase(group.begin() + static_cast<ptrdiff_t>(i));
-      work();
-    }
+    if (!group.empty()) run_store(group[w.below(group.size())], w.below(2) == 0);
   }
 }
 
@@ -142,9 +155,11 @@ std::string deadlock(const Cluster& cluster) {
     if (++shown > 8) return words + "; ...";
     words += "; block " + std::to_string(first->block->index.x) + " warp " + std::to_string(first->index / 32) + " (" +
              std::to_string(waiting) + " lanes): lane " + std::to_string(first->lane) + " waits on " + first->waits_on;
-    if (first->barrier_address != 0)
-      words += " at shared address " + std::to_string(first->barrier_address) + ", parity " +
-               std::to_string(first->barrier_parity);
+    if (first->barrier_address == 0) continue;
+    const Mbarrier& barrier = first->block->mbarriers.at(first->barrier_address);
+    words += " at offset " + std::to_string(first->barrier_address - kSharedBase) + ", parity " +
+             std::to_string(first->barrier_parity) + " (pending: " + std::to_string(barrier.pending) + " arrivals, " +
+             std::to_string(barrier.bytes) + " bytes)";
   }
   return words;
 }
@@ -182,33 +197,76 @@ void wait_for(const char* what) {
   schedule();
 }
 
+void open_barrier(ClusterBarrier& barrier) {
+  barrier.arrived = 0;
+  ++barrier.phase;
+  for (Fiber* fiber : barrier.waiting) make_runnable(fiber);
+  barrier.waiting.clear();
+}
+
 void open_barrier(NamedBarrier& barrier) {
   barrier.arrived = 0;
   for (Fiber* fiber : barrier.waiting) make_runnable(fiber);
   barrier.waiting.clear();
 }
 
+// What launch bounds let the compiler take for a thread.
+int registers_at_launch(const Block& block) { return std::min(255, kRegisters / block.threads) / 8 * 8; }
+
+// What must hold when all threads of a block have returned.
+void check_block(const Block& block) {
+  for (const MatrixSequence& sequence : block.warpgroups)
+    if (!sequence.operations.empty()) fail("the warps of a warpgroup do not issue the same wgmma: some issue more");
+  int registers = 0;
+  bool moved = false;
+  const auto& warps = block.cluster->warps;
+  for (size_t i = 0; i < warps.size(); ++i) {
+    if (warps[i].block != &block) continue;
+    const Warp& first = warps[i - static_cast<size_t>(warps[i].lane[0]->index) / 32 % 4];
+    if (first.registers != warps[i].registers) fail("the warps of a warpgroup do not ask for as many registers");
+    moved = moved || first.registers > 0;
+    registers += 32 * (first.registers > 0 ? first.registers : registers_at_launch(block));
+  }
+  if (moved && registers > kRegisters)
+    fail("registers_take waits for ever: the warps ask for " + std::to_string(registers) + " registers, there are " +
+         std::to_string(kRegisters));
+}
+
 GK_UNWATCHED void fiber_main() {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+  const void* bottom;
+  size_t size;
+  __sanitizer_finish_switch_fiber(nullptr, &bottom, &size);
+  if (worker().own_stack == nullptr) {  // the first fiber comes from the OS thread
+    worker().own_stack = bottom;
+    worker().own_stack_size = size;
+  }
 #endif
-  Fiber& fiber = *t_fiber;
+  Fiber& fiber = current();
   acquire(fiber.block->cluster);
   (*t_launch->thread)();
   release(fiber.block->cluster);
   begin_unwatched();  // until the last switch away
   for (const Copy& copy : fiber.copies)
     if (copy.valid > 0) fail("the thread returns before it has waited for its asynchronous copies");
-  for (const auto& group : fiber.bulk_groups)
-    if (!group.empty()) fail("the thread returns before it has waited for its bulk stores");
+  for (auto& group : fiber.bulk_groups)
+    for (Store& store : group) {
+      if (store.read) fail("the thread returns before its bulk stores have read shared memory");
+      run_store(store, false);
+    }
+  if (!fiber.warp->matrix_operations.empty()) fail("the thread returns before it has waited for its wgmma");
   fiber.done = true;
   Block& block = *fiber.block;
+  Cluster& cluster = *block.cluster;
   ++block.done;
-  ++block.cluster->done;
+  ++cluster.done;
   fiber.warp->runnable &= ~(1u << fiber.lane);
   // Threads that have returned no longer count at __syncthreads.
   NamedBarrier& barrier = block.barriers[0];
   if (barrier.arrived > 0 && barrier.arrived == block.threads - block.done) open_barrier(barrier);
+  if (cluster.barrier.arrived > 0 && cluster.barrier.arrived == cluster.threads - cluster.done)
+    open_barrier(cluster.barrier);
+  if (block.done == block.threads) check_block(block);
   schedule();
   std::abort();
 }
@@ -242,6 +300,7 @@ void prepare_block(Worker& w, Block& block, const LaunchShape& shape, Index3 ind
     barrier.waiting.clear();
   }
   block.mbarriers.clear();
+  block.warpgroups.assign(static_cast<size_t>(block.threads + 127) / 128, {});
   block.fibers.resize(static_cast<size_t>(block.threads));
 }
 
@@ -257,6 +316,7 @@ void prepare_fiber(Worker& w, Fiber& fiber, Block& block, Warp& warp, int index,
   fiber.copies.clear();
   fiber.groups.clear();
   fiber.bulk_groups.clear();
+  fiber.in_cluster_barrier = false;
   fiber.barrier_address = 0;
   fiber.asan = nullptr;
   fiber.stack = stack(w, stack_index);
@@ -301,6 +361,9 @@ void run_cluster(Worker& w, Index3 first_block) {
       warp.matrix_groups.clear();
       warp.matrix_done = 0;
       warp.accumulators.clear();
+      warp.matrix_fenced = false;
+      warp.matrix_issued = 0;
+      warp.registers = 0;
     }
     for (int i = 0; i < threads; ++i)
       prepare_fiber(w, block.fibers[static_cast<size_t>(i)], block,
@@ -309,13 +372,14 @@ void run_cluster(Worker& w, Index3 first_block) {
   }
   Fiber* first = cluster.warps[w.random ? w.below(cluster.warps.size()) : 0].lane[0];
   release(&cluster);
-  t_fiber = first;
+  set_fiber(first);
 #if defined(__SANITIZE_THREAD__)
   w.tsan = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(first->tsan, 1);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
+  w.own_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, first->stack, kStack);
 #endif
   switch_stack(&w.stack_pointer, first->stack_pointer);
@@ -323,6 +387,11 @@ void run_cluster(Worker& w, Index3 first_block) {
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
   acquire(&cluster);
+#if defined(__SANITIZE_THREAD__)
+  if (!w.error.empty())  // stopped in the midst of something: these must not be destroyed
+    for (Block& block : cluster.blocks)
+      for (Fiber& fiber : block.fibers) fiber.tsan = nullptr;
+#endif
   if (w.error.empty() && !cluster.in_flight.empty())
     w.error = "the block returned while copies into its shared memory were under way";
 }
@@ -391,7 +460,9 @@ void fail(const std::string& what) {
 }
 
 void maybe_yield() {
-  if (worker().random) schedule();
+  if (!worker().random) return;
+  const Unwatched unwatched;
+  schedule();
 }
 
 void warp_collective(uint32_t lanes, const char* name, void* argument, CollectiveFn fn) {
@@ -452,18 +523,30 @@ void named_barrier(int id, int threads, bool wait) {
   if (wait) acquire(&barrier);
 }
 
-void cluster_barrier() {
+void cluster_arrive() {
   const Unwatched unwatched;
-  Cluster& cluster = *t_fiber->block->cluster;
+  Fiber& fiber = *t_fiber;
+  Cluster& cluster = *fiber.block->cluster;
   release(&cluster.barrier);
-  if (++cluster.barrier.arrived == cluster.threads - cluster.done) {
-    open_barrier(cluster.barrier);
-    maybe_yield();
-  } else {
-    cluster.barrier.waiting.push_back(t_fiber);
+  ++worker().barriers;
+  if (fiber.in_cluster_barrier) fail("cluster_arrive twice without cluster_wait");
+  fiber.in_cluster_barrier = true;
+  fiber.cluster_phase = cluster.barrier.phase;
+  if (++cluster.barrier.arrived == cluster.threads - cluster.done) open_barrier(cluster.barrier);
+  maybe_yield();
+}
+
+void cluster_wait() {
+  const Unwatched unwatched;
+  Fiber& fiber = *t_fiber;
+  ClusterBarrier& barrier = fiber.block->cluster->barrier;
+  if (!fiber.in_cluster_barrier) fail("cluster_wait without cluster_arrive");
+  fiber.in_cluster_barrier = false;
+  if (fiber.cluster_phase == barrier.phase) {
+    barrier.waiting.push_back(&fiber);
     wait_for("the cluster barrier");
   }
-  acquire(&cluster.barrier);
+  acquire(&barrier);
 }
 
 void warp_barrier(uint32_t lanes) {
@@ -482,20 +565,39 @@ GK_UNWATCHED uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(offset) + kSharedBase;
 }
 
-GK_UNWATCHED char* shared_memory(uint32_t address, int bytes, int alignment, const char* who) {
-  const Fiber& fiber = *t_fiber;
+namespace {
+
+uint32_t own_address(uint32_t address) { return address & ((1u << kRankShift) - 1); }
+
+GK_UNWATCHED Block& block_of(uint32_t address) {
   const uint32_t rank = address >> kRankShift;
-  const Block* block = fiber.block;
-  if (rank > block->cluster->blocks.size()) fail(std::string(who) + ": no such block in the cluster");
-  if (rank > 0) block = &block->cluster->blocks[rank - 1];
-  const uint32_t offset = (address & ((1u << kRankShift) - 1)) - kSharedBase;
-  if (offset > block->shared_bytes || block->shared_bytes - offset < static_cast<size_t>(bytes))
-    fail(std::string(who) + ": shared address " + std::to_string(offset) + " (+" + std::to_string(bytes) +
-         " bytes) is outside the " + std::to_string(block->shared_bytes) + " bytes of the block");
+  return rank == 0 ? *t_fiber->block : t_fiber->block->cluster->blocks[rank - 1];
+}
+
+}  // namespace
+
+GK_UNWATCHED char* memory_of(const Block& block, uint32_t address, int bytes, int alignment, const char* who) {
+  const uint32_t offset = address - kSharedBase;
+  if (offset > block.shared_bytes || block.shared_bytes - offset < static_cast<size_t>(bytes))
+    fail(std::string(who) + ": shared address " + std::to_string(static_cast<int32_t>(offset)) + " (+" +
+         std::to_string(bytes) + " bytes) is outside the " + std::to_string(block.shared_bytes) +
+         " bytes of the block");
   if (address % static_cast<uint32_t>(alignment) != 0)
     fail(std::string(who) + ": shared address " + std::to_string(offset) + " is not a multiple of " +
          std::to_string(alignment));
-  return block->shared + offset;
+  return block.shared + offset;
+}
+
+GK_UNWATCHED char* shared_memory(uint32_t address, int bytes, int alignment, const char* who) {
+  if (address >> kRankShift != 0)
+    fail(std::string(who) + ": an address of the block's own shared memory is expected, this one is of the cluster's");
+  return memory_of(*t_fiber->block, address, bytes, alignment, who);
+}
+
+GK_UNWATCHED char* cluster_memory(uint32_t address, int bytes, int alignment, const char* who) {
+  const Block& block = block_of(address);
+  if (block.done == block.threads) fail(std::string(who) + ": the block that holds this shared memory has returned");
+  return memory_of(block, own_address(address), bytes, alignment, who);
 }
 
 GK_UNWATCHED void check_aligned(const void* pointer, int alignment, const char* who) {
@@ -536,14 +638,9 @@ void copy_async_wait(int groups_left) {
 namespace {
 
 Mbarrier& mbarrier(Block& block, uint32_t address) {
-  const auto found = block.mbarriers.find(address & ((1u << kRankShift) - 1));
+  const auto found = block.mbarriers.find(address);
   if (found == block.mbarriers.end()) fail("an mbarrier is used before it is initialised");
   return found->second;
-}
-
-Block& block_of(uint32_t address) {
-  const uint32_t rank = address >> kRankShift;
-  return rank == 0 ? *t_fiber->block : t_fiber->block->cluster->blocks[rank - 1];
 }
 
 // Ends the phase when nothing is owed.
@@ -576,14 +673,14 @@ void mbarrier_init(uint32_t address, int arrivals) {
 
 void mbarrier_arrive(uint32_t address, int64_t bytes_expected, int arrivals) {
   const Unwatched unwatched;
-  char* place = shared_memory(address, 8, 8, "mbarrier");
+  char* place = cluster_memory(address, 8, 8, "mbarrier");
   release(place);
   Block& block = block_of(address);
-  Mbarrier& barrier = mbarrier(block, address);
+  Mbarrier& barrier = mbarrier(block, own_address(address));
   if (barrier.pending < arrivals) fail("more threads arrive at an mbarrier than it expects");
   barrier.bytes += bytes_expected;
   barrier.pending -= arrivals;
-  settle(block, address & ((1u << kRankShift) - 1), barrier);
+  settle(block, own_address(address), barrier);
   maybe_yield();
 }
 
@@ -602,6 +699,21 @@ void mbarrier_wait(uint32_t address, uint32_t parity) {
   acquire(place);
 }
 
+void mbarrier_arrive_after_copies(uint32_t address) {
+  const Unwatched unwatched;
+  release(shared_memory(address, 8, 8, "mbarrier"));
+  Fiber& fiber = *t_fiber;
+  Block& block = *fiber.block;
+  fiber.groups.clear();
+  start([&block, address, copies = std::exchange(fiber.copies, {})]() mutable {
+    for (Copy& copy : copies) run_copy(copy);
+    Mbarrier& barrier = mbarrier(block, address);
+    if (barrier.pending < 1) fail("more threads arrive at an mbarrier than it expects");
+    --barrier.pending;
+    settle(block, address, barrier);
+  });
+}
+
 void mbarrier_complete(Block& block, uint32_t address, int64_t bytes) {
   Mbarrier& barrier = mbarrier(block, address);
   barrier.bytes -= bytes;
@@ -615,11 +727,11 @@ void start(Work work) {
   maybe_yield();
 }
 
-void start_store(Work work) {
+void start_store(std::function<Work()> read) {
   const Unwatched unwatched;
   ++counters().asynchronous_copies;
   if (t_fiber->bulk_groups.empty()) t_fiber->bulk_groups.emplace_back();
-  t_fiber->bulk_groups.back().push_back(std::move(work));
+  t_fiber->bulk_groups.back().push_back({std::move(read), nullptr});
 }
 
 void commit_stores() {
@@ -628,20 +740,70 @@ void commit_stores() {
   t_fiber->bulk_groups.emplace_back();
 }
 
-void wait_stores(int groups_left) {
+void wait_stores(int groups_left, bool reads_only) {
   const Unwatched unwatched;
   auto& groups = t_fiber->bulk_groups;
-  while (static_cast<int>(groups.size()) - 1 > groups_left) {
-    for (const Work& work : groups.front()) work();
-    groups.erase(groups.begin());
-  }
+  const ptrdiff_t finished = static_cast<ptrdiff_t>(groups.size()) - 1 - groups_left;
+  for (ptrdiff_t i = 0; i < finished; ++i)
+    for (Store& store : groups[static_cast<size_t>(i)]) run_store(store, reads_only);
+  if (!reads_only && finished > 0) groups.erase(groups.begin(), groups.begin() + finished);
   maybe_yield();
 }
 
-void start_matrix(Work work) {
+namespace {
+
+// Calls fn(lane, register, index in the 16 x cols rows) for every accumulator of a warp.
+template <typename Fn>
+void for_each_accumulator(int cols, Fn fn) {
+  for (int lane = 0; lane < 32; ++lane)
+    for (int i = 0; i < cols / 2; ++i)
+      fn(lane, i, static_cast<size_t>((lane / 4 + i % 4 / 2 * 8) * cols + i / 4 * 8 + lane % 4 * 2 + i % 2));
+}
+
+// All warps of the warpgroup must issue this operation next.
+void check_sequence(Block& block, Warp& warp, const MatrixOperation& op) {
+  const int first_warp = warp.index - op.quarter;
+  if (t_fiber->index / 128 * 128 + 128 > block.threads) fail("wgmma needs four whole warps");
+  uint64_t sign = op.a;
+  for (const uint64_t part : {op.b, static_cast<uint64_t>(op.cols), uint64_t{op.in_registers}, uint64_t{op.accumulate},
+                              uint64_t{op.transposed_a}, uint64_t{op.transposed_b}})
+    sign = (sign ^ part) * 0x9E3779B97F4A7C15u + (sign >> 29);
+  MatrixSequence& sequence = block.warpgroups[static_cast<size_t>(warp.lane[0]->index) / 128];
+  const uint64_t place = warp.matrix_issued++ - sequence.first;
+  if (place == sequence.operations.size())
+    sequence.operations.push_back(sign);
+  else if (sequence.operations[place] != sign)
+    fail("the warps of a warpgroup do not issue the same wgmma");
+  uint64_t all = ~uint64_t{0};
+  for (int i = 0; i < 4; ++i)
+    all = std::min(all, block.cluster->warps[static_cast<size_t>(first_warp + i)].matrix_issued);
+  for (; sequence.first < all; ++sequence.first) sequence.operations.pop_front();
+}
+
+}  // namespace
+
+void fence_matrix() { t_fiber->warp->matrix_fenced = true; }
+
+void start_matrix(MatrixOperation op) {
   const Unwatched unwatched;
   ++counters().matrix_multiplies;
-  t_fiber->warp->matrix_operations.push_back(std::move(work));
+  Warp& warp = *t_fiber->warp;
+  op.block = t_fiber->block;
+  op.quarter = t_fiber->index / 32 % 4;
+  check_sequence(*t_fiber->block, warp, op);
+  if (!warp.matrix_fenced) fail("wgmma without a wgmma_fence since its registers were free to be touched");
+  Accumulators& d = warp.accumulators[op.d[0]];
+  const size_t size = static_cast<size_t>(op.cols) * 16;
+  if (d.operations++ == 0) {
+    d.values.resize(size);
+    for_each_accumulator(op.cols, [&](int lane, int i, size_t place) {
+      d.values[place] = op.d[lane][i];
+      op.d[lane][i] = std::nanf("");
+    });
+  } else if (d.values.size() != size) {
+    fail("wgmma: accumulators in flight are used with another width");
+  }
+  warp.matrix_operations.push_back(op);
 }
 
 void commit_matrix() {
@@ -649,19 +811,36 @@ void commit_matrix() {
   t_fiber->warp->matrix_groups.push_back(t_fiber->warp->matrix_operations.size());
 }
 
-bool wait_matrix(int groups_left) {
+void wait_matrix(int groups_left) {
   const Unwatched unwatched;
   Warp& warp = *t_fiber->warp;
-  const int finished = static_cast<int>(warp.matrix_groups.size()) - groups_left;
-  if (finished > 0) {
-    const size_t end = warp.matrix_groups[static_cast<size_t>(finished) - 1];
-    while (warp.matrix_done < end) warp.matrix_operations[warp.matrix_done++]();
-    warp.matrix_groups.erase(warp.matrix_groups.begin(), warp.matrix_groups.begin() + finished);
+  warp.matrix_fenced = false;
+  const ptrdiff_t finished = static_cast<ptrdiff_t>(warp.matrix_groups.size()) - groups_left;
+  if (finished <= 0) return;
+  const size_t end = warp.matrix_groups[static_cast<size_t>(finished) - 1];
+  while (warp.matrix_done < end) run_matrix(warp);
+  for (size_t n = 0; n < end; ++n) {
+    const MatrixOperation& op = warp.matrix_operations[n];
+    Accumulators& d = warp.accumulators.at(op.d[0]);
+    if (--d.operations > 0) continue;
+    for_each_accumulator(op.cols, [&](int lane, int i, size_t place) { op.d[lane][i] = d.values[place]; });
+    warp.accumulators.erase(op.d[0]);
   }
-  if (warp.matrix_done < warp.matrix_operations.size() || !warp.matrix_groups.empty()) return false;
-  warp.matrix_operations.clear();
-  warp.matrix_done = 0;
-  return true;
+  warp.matrix_operations.erase(warp.matrix_operations.begin(),
+                               warp.matrix_operations.begin() + static_cast<ptrdiff_t>(end));
+  warp.matrix_groups.erase(warp.matrix_groups.begin(), warp.matrix_groups.begin() + finished);
+  for (size_t& group : warp.matrix_groups) group -= end;
+  warp.matrix_done -= end;
+}
+
+void set_registers(int count, bool more) {
+  const Unwatched unwatched;
+  Warp& warp = *t_fiber->warp;
+  const Block& block = *t_fiber->block;
+  const int before = warp.registers > 0 ? warp.registers : registers_at_launch(block);
+  if (more ? count < before : count > before)
+    fail(more ? "registers_take of fewer than the warp has" : "registers_give of more than the warp has");
+  warp.registers = count;
 }
 
 void wrote([[maybe_unused]] void* memory, [[maybe_unused]] size_t bytes) {

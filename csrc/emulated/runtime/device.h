@@ -7,12 +7,13 @@
 // wait in order (seed 0), or at a random time before (any other seed), when the choice of the next lane is random too.
 // Shared memory starts as NaN.
 //
-// What it cannot see: the inline PTX of csrc/cuda/device (tests/ptx runs that), missing proxy and wgmma fences, weak
-// memory, the tensor cores' own rounding, time.
+// What it cannot see: the inline PTX of csrc/cuda/device (tests/ptx runs that), missing proxy fences, weak memory, the
+// tensor cores' own rounding, time.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <stdexcept>
 #include <string>
@@ -52,7 +53,6 @@ inline constexpr uint32_t kSharedBase = 1024;
 // Bits of a shared::cluster address above which stands 1 + the rank of the block it belongs to; 0: the block's own.
 inline constexpr int kRankShift = 24;
 
-struct Block;
 struct Warp;
 struct Cluster;
 
@@ -64,8 +64,35 @@ struct Copy {
   bool done;
 };
 
-// Something asynchronous that a whole block waits for through an mbarrier or a bulk group (TMA).
+// Something asynchronous that is waited for through an mbarrier (a TMA load), or half of a TMA store.
 using Work = std::function<void()>;
+
+// A TMA store of a thread. `read` takes the bytes out of shared memory and gives the `write` that puts them where they
+// go; what is done is empty.
+struct Store {
+  std::function<Work()> read;
+  Work write;
+};
+
+struct Block;
+
+// One wgmma of one warp: its 16 of the warpgroup's 64 rows.
+struct MatrixOperation {
+  void (*run)(const MatrixOperation& op, float* d);  // d: 16 x cols
+  const Block* block;
+  int quarter;    // the warp in its warpgroup
+  uint64_t a, b;  // descriptors
+  int cols;
+  bool in_registers, transposed_a, transposed_b, accumulate;
+  const uint32_t* a_registers[32];  // of the lanes, when A is in registers
+  float* d[32];                     // the lanes' accumulators, cols / 2 each
+};
+
+// The accumulators of operations in flight: the lanes see NaN until the last of them has been waited for.
+struct Accumulators {
+  std::vector<float> values;  // 16 x cols
+  int operations = 0;
+};
 
 struct Fiber {
   void* stack_pointer = nullptr;
@@ -78,7 +105,9 @@ struct Fiber {
   uint32_t barrier_address = 0, barrier_parity = 0;  // of the mbarrier it waits for
   std::vector<Copy> copies;                          // issued, not yet waited for
   std::vector<size_t> groups;                        // where each committed group of them ends
-  std::vector<std::vector<Work>> bulk_groups;        // TMA stores, not yet waited for; the last one is still open
+  std::vector<std::vector<Store>> bulk_groups;       // TMA stores, not yet waited for; the last one is still open
+  bool in_cluster_barrier = false;                   // has arrived at it and not waited
+  uint32_t cluster_phase = 0;                        // of the cluster's barrier when it arrived
   char* stack = nullptr;
   void *tsan = nullptr, *asan = nullptr;
 };
@@ -98,10 +127,25 @@ struct Warp {
   int lanes = 0;
   uint32_t runnable = 0;
   Collective collectives[8];
-  std::vector<Work> matrix_operations;  // wgmma issued, in order; the first `matrix_done` have taken effect
+  std::vector<MatrixOperation> matrix_operations;  // not yet waited for; the first `matrix_done` have taken effect
   size_t matrix_done = 0;
-  std::vector<size_t> matrix_groups;                                 // where each committed group of them ends
-  std::unordered_map<const void*, std::vector<float>> accumulators;  // of the operations in flight, all lanes
+  std::vector<size_t> matrix_groups;                            // where each committed group of them ends
+  std::unordered_map<const float*, Accumulators> accumulators;  // by those of the first lane
+  bool matrix_fenced = false;                                   // wgmma_fence since the last wait
+  uint64_t matrix_issued = 0;
+  int registers = 0;  // of a thread (setmaxnreg)
+};
+
+// What the four warps of a warpgroup must all issue: the operations that not all of them have come to.
+struct MatrixSequence {
+  uint64_t first = 0;
+  std::deque<uint64_t> operations;
+};
+
+struct ClusterBarrier {
+  int arrived = 0;
+  uint32_t phase = 0;
+  std::vector<Fiber*> waiting;
 };
 
 struct NamedBarrier {
@@ -125,6 +169,7 @@ struct Block {
   size_t shared_bytes = 0;
   NamedBarrier barriers[16];
   std::unordered_map<uint32_t, Mbarrier> mbarriers;  // by shared address
+  std::vector<MatrixSequence> warpgroups;
   std::vector<Fiber> fibers;
 };
 
@@ -133,7 +178,7 @@ struct Cluster {
   std::vector<Block> blocks;
   std::vector<Warp> warps;  // of all blocks
   int threads = 0, done = 0;
-  NamedBarrier barrier;  // of the cluster
+  ClusterBarrier barrier;
   std::vector<Fiber*> mbarrier_waiters;
   std::vector<Work> in_flight;  // TMA copies into shared memory, in no order
 };
@@ -154,11 +199,14 @@ void warp_collective(uint32_t lanes, const char* name, void* argument, Collectiv
 
 // bar.sync and bar.arrive; `threads` 0: all of the block that have not returned.
 void named_barrier(int id, int threads, bool wait);
-void cluster_barrier();
 void warp_barrier(uint32_t lanes);
+void cluster_arrive();
+void cluster_wait();
 
-// The memory behind a shared address (of this block or, after mapa, of another of its cluster).
+// The memory behind a shared address: of this block, of any of its cluster (a shared::cluster address), of that block.
 char* shared_memory(uint32_t address, int bytes, int alignment, const char* who);
+char* cluster_memory(uint32_t address, int bytes, int alignment, const char* who);
+char* memory_of(const Block& block, uint32_t address, int bytes, int alignment, const char* who);
 uint32_t shared_address(const void* pointer);
 
 // Stops the launch if a global address is not aligned.
@@ -171,21 +219,27 @@ void copy_async_wait(int groups_left);
 void mbarrier_init(uint32_t address, int arrivals);
 void mbarrier_arrive(uint32_t address, int64_t bytes_expected, int arrivals);
 void mbarrier_wait(uint32_t address, uint32_t parity);
+// Arrives when the thread's copies have landed: puts them under way as one.
+void mbarrier_arrive_after_copies(uint32_t address);
 // What the copy engine does when bytes have landed: may be called from Work.
 void mbarrier_complete(Block& block, uint32_t address, int64_t bytes);
 
 // Puts a copy into shared memory under way.
 void start(Work work);
-// TMA stores: read shared memory at a random time before the wait.
-void start_store(Work work);
+// TMA stores: read shared memory, and later write, at random times before the wait. `reads_only`: those of the groups
+// waited for have read.
+void start_store(std::function<Work()> read);
 void commit_stores();
-void wait_stores(int groups_left);
+void wait_stores(int groups_left, bool reads_only);
 
-// wgmma: `start_matrix` by one lane for its warp.
-void start_matrix(Work work);
+// wgmma, by one lane for its warp; `block` and `quarter` of the operation are filled in.
+void fence_matrix();
+void start_matrix(MatrixOperation op);
 void commit_matrix();
-// Carries out all but the last `groups_left` groups; true when nothing is left in flight.
-bool wait_matrix(int groups_left);
+void wait_matrix(int groups_left);
+
+// setmaxnreg, by one lane for its warp. When the block has returned its warps must not hold more than there are.
+void set_registers(int count, bool more);
 
 // For race checking: what a thread did to memory through a wrapper, and the order that a barrier makes.
 void wrote(void* memory, size_t bytes);
