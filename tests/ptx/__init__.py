@@ -16,8 +16,9 @@ as NaN; asynchronous copies arrive as late as they may (`delay_copies`), or at r
 races between warps, nor how fast anything is.
 """
 
+from .block import Block
 from .compiler import compile, nvcc
-from .interpreter import Block, run, unknown
+from .interpreter import run, unknown
 from .memory import Memory
 from .numerics import bf16, from_bf16
 from .parser import Kernel, Module, parse

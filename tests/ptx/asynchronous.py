@@ -12,7 +12,7 @@ from .types import Fault
 from .wgmma import Wgmmas
 
 if TYPE_CHECKING:
-    from .interpreter import Block
+    from .block import Block
 
 
 @dataclass

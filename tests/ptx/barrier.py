@@ -11,7 +11,7 @@ import numpy as np
 from .types import Fault
 
 if TYPE_CHECKING:
-    from .interpreter import Block
+    from .block import Block
 
 
 @dataclass

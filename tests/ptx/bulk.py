@@ -12,7 +12,7 @@ from .memory import TensorMap
 from .types import Fault
 
 if TYPE_CHECKING:
-    from .interpreter import Block
+    from .block import Block
 
 
 @dataclass

@@ -17,7 +17,7 @@ from .parser import Address, Immediate, Instruction, Negated, Operand, Pair, Reg
 from .types import SIGNED, TYPES, UNSIGNED, PtxError, Type, UnknownInstruction
 
 if TYPE_CHECKING:
-    from .interpreter import Block
+    from .block import Block
 
 Run = Callable[["Block"], None]
 Read = Callable[["Block"], np.ndarray]

@@ -13,7 +13,7 @@ import numpy as np
 from .types import Fault
 
 if TYPE_CHECKING:
-    from .interpreter import Block
+    from .block import Block
 
 LARGEST = (1 << 20) - 1
 

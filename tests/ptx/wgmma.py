@@ -12,7 +12,8 @@ from .bulk import swizzle
 from .types import Fault
 
 if TYPE_CHECKING:
-    from .interpreter import Block, Promise
+    from .block import Block
+    from .registers import Promise
 
 WARPGROUP = 128
 
