@@ -474,6 +474,16 @@ def test_bulk_store(hopper):
         launch(hopper.kernel("bulk_store"), [x], 256, np.int32, [1, 0], block=64, shared=1024)
 
 
+def test_bulk_reductions(hopper):
+    x = np.random.default_rng(13).standard_normal(256).astype(np.float32)
+    memory = ptx.Memory()
+    out, tensor = memory.put(np.ones(256, np.float32)), memory.put(np.full(256, 2, np.float32))
+    map = memory.tensor_map(tensor, (16, 16), (64,), (16, 16), 4, dtype=np.float32)
+    ptx.run(hopper.kernel("bulk_add"), 1, 64, 1024, [memory.put(x), out, map], memory)
+    np.testing.assert_array_equal(memory.get(out, np.float32, 256), x + np.float32(1))
+    np.testing.assert_array_equal(memory.get(tensor, np.float32, 256), x + np.float32(2))
+
+
 @pytest.mark.parametrize("swizzle", [0, 32, 64, 128])
 def test_tensor_tile(hopper, swizzle):
     """A tile of 8 rows that hangs over two edges: zeros outside, 16-byte units swizzled, the store clipped."""

@@ -10,10 +10,16 @@
 An argument is an int, a float, a numpy scalar, or bytes for a struct by value (`struct.pack`, a ctypes structure).
 bfloat16 lies in memory as uint16: `ptx.bf16(x)` and `ptx.from_bf16(bits)` convert.
 
-What it does not know, it refuses, and names the line: `ptx.UnknownInstruction`. What a program does wrong is a
-`ptx.PtxError`: a register read before it is written, an access out of bounds or misaligned, a deadlock. Memory starts
-as NaN; asynchronous copies arrive as late as they may (`delay_copies`), or at random times (`seed`). It does not see
-races between warps, nor how fast anything is.
+A CUtensorMap by value is `memory.tensor_map(address, shape, strides, box, itemsize, swizzle)`.
+
+What it does not know, it refuses, and names the line: `ptx.UnknownInstruction`, raised where such an instruction is
+reached; `ptx.unknown(kernel)` lists them all without running. What a program does wrong is a `ptx.PtxError`: a register
+used before it is written or while a wgmma is about to write it, an access out of bounds or misaligned, a missing
+fence.proxy.async, a deadlock. Memory starts as NaN; asynchronous copies and products arrive as late as they may
+(`delay_copies`), or at random times (`seed`).
+
+Its limits: all lanes that can go on do so together, so it sees few races between warps; blocks run one after another,
+so a cluster has one block and nothing waits for another block; approximations are exact, tensor cores sum in float64.
 """
 
 from .block import Block

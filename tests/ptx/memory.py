@@ -30,6 +30,7 @@ class TensorMap:
     box: tuple[int, ...]
     itemsize: int
     swizzle: int
+    dtype: np.dtype | None = None
 
 
 class Memory:
@@ -71,11 +72,12 @@ class Memory:
             raise IndexError(f"{nbytes} bytes at {address:#x} were never allocated")
         return self.data[begin : begin + nbytes].copy().view(dtype).reshape(shape)
 
-    def tensor_map(self, address: int, shape, strides, box, itemsize: int, swizzle: int = 0) -> bytes:
+    def tensor_map(self, address: int, shape, strides, box, itemsize: int, swizzle: int = 0, dtype=None) -> bytes:
         """128 bytes to pass where a kernel takes a CUtensorMap by value.
 
         Dimensions innermost first; `strides` in bytes for the outer dimensions only, as cuTensorMapEncodeTiled takes
         them; `swizzle` is 0, 32, 64 or 128. Outside the tensor, zeros are read and nothing is written.
+        Only a reduction asks for the `dtype`: float32, float64 or an integer.
         """
         if len(strides) != len(shape) - 1 or len(box) != len(shape) or swizzle not in (0, 32, 64, 128):
             raise ValueError(f"no tensor map: {shape=} {strides=} {box=} {swizzle=}")
@@ -83,7 +85,10 @@ class Memory:
             raise ValueError("a tensor map wants a 16-byte aligned address, strides and inner box")
         if swizzle and box[0] * itemsize != swizzle:
             raise ValueError(f"an inner box of {box[0] * itemsize} bytes under a swizzle of {swizzle} is not known")
-        self.maps.append(TensorMap(address, tuple(shape), (itemsize, *strides), tuple(box), itemsize, swizzle))
+        kind = None if dtype is None else np.dtype(dtype)
+        if kind is not None and (kind.itemsize != itemsize or kind == np.float16):
+            raise ValueError(f"elements of {itemsize} bytes are not {kind}")
+        self.maps.append(TensorMap(address, tuple(shape), (itemsize, *strides), tuple(box), itemsize, swizzle, kind))
         return struct.pack("<8sQ", b"tensmap!", len(self.maps) - 1).ljust(128, b"\xff")
 
     def find_map(self, raw: bytes) -> TensorMap:

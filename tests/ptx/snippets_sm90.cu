@@ -99,6 +99,26 @@ __global__ void bulk_store(const int* x, int* out, int wait_for, int fence_by) {
   }
 }
 
+// out[0:256] += x by a bulk reduction, and the tensor behind the map likewise
+__global__ void bulk_add(const float* x, float* out, const __grid_constant__ TensorMap map) {
+  float* s = reinterpret_cast<float*>(dynamic);
+  for (int i = threadIdx.x; i < 256; i += blockDim.x) s[i] = x[i];
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    const uint32_t from = shared_address(s);
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(out), "r"(from),
+                 "r"(1024)
+                 : "memory");
+    asm volatile(
+        "cp.reduce.async.bulk.tensor.2d.global.shared::cta.add.tile.bulk_group [%0, {%1, %1}], [%2];" ::"l"(&map),
+        "r"(0), "r"(from)
+        : "memory");
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+  }
+}
+
 // A tile at (x, y) as it lies in shared memory, to `out`; then twice that through a tensor store to `to`.
 __global__ void tile(const __grid_constant__ TensorMap from, const __grid_constant__ TensorMap to, unsigned short* out,
                      int elements, int x, int y) {

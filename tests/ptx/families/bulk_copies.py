@@ -33,9 +33,10 @@ def bulk(form: Form, reduce: bool):
     policy = hints(form)
     if spaces in (["shared::cluster", "global"], ["shared::cta", "global"]) and not reduce:
         form.need("mbarrier::complete_tx::bytes")
-        if tensor:
-            return _load_tensor(form, dimensions, policy)
-        return _load(form, policy)
+        multicast = form.flag("multicast::cluster")
+        extra = multicast + policy
+        run = _load_tensor(form, dimensions, extra) if tensor else _load(form, extra)
+        return _to_this_block(form, len(form.operands) - extra, run) if multicast else run
     if spaces == ["global", "shared::cta"]:
         add = _addition(form, tensor) if reduce else None
         form.need("bulk_group")
@@ -44,12 +45,24 @@ def bulk(form: Form, reduce: bool):
 
 
 def _addition(form: Form, tensor: bool) -> np.dtype | str:
-    """What cp.reduce does: only sums. A tensor map knows its own type, so the instruction has none."""
+    """What cp.reduce does: only sums. A tensor map has the type of its elements, so the instruction has none."""
     form.need("add")
     if tensor:
         return "map"
     type = form.type("u32 s32 u64 f32 f64")
     return np.dtype(TYPES[type.name].dtype)
+
+
+def _to_this_block(form: Form, at: int, run):
+    """A multicast in a cluster of one block: its mask of blocks must name that one."""
+    mask = form.reader(at, "b16")
+
+    def checked(b):
+        if (b.compress(mask(b)) != 1).any():
+            raise Fault("a multicast to blocks beyond the cluster of one")
+        run(b)
+
+    return checked
 
 
 def _prefetch(form: Form):
@@ -75,9 +88,9 @@ def _each(b, rows, run) -> None:
     b.events += 1
 
 
-def _load(form: Form, policy: bool):
+def _load(form: Form, extra: int):
     """[shared], [global], size, [mbarrier]"""
-    form.count(5 if policy else 4)
+    form.count(4 + extra)
     destination, source, barrier = form.address(0), form.address(1), form.address(3)
     size = form.reader(2, "u32")
     return lambda b: _each(
@@ -112,9 +125,9 @@ def find_map(b, address: int):
     return b.memory.find_map(words.tobytes())
 
 
-def _load_tensor(form: Form, dimensions: int, policy: bool):
+def _load_tensor(form: Form, dimensions: int, extra: int):
     """[shared], [map, {coordinates}], [mbarrier]"""
-    form.count(4 if policy else 3)
+    form.count(3 + extra)
     destination, barrier = form.address(0), form.address(2)
     map, coordinates = _map_and_coordinates(form, 1, dimensions)
 
@@ -134,9 +147,8 @@ def _store_tensor(form: Form, dimensions: int, policy: bool, add):
 
     def one(b, at, source, *where):
         description = find_map(b, at)
-        if add is not None and description.itemsize not in (4, 8):
-            raise Fault(f"a sum of elements of {description.itemsize} bytes")
-        kind = None if add is None else np.dtype(f"f{description.itemsize}")
-        b.asynchronous.bulk.store_tensor(source, description, where, kind)
+        if add is not None and description.dtype is None:
+            raise Fault("a sum of a tensor map's elements, whose dtype Memory.tensor_map was not told")
+        b.asynchronous.bulk.store_tensor(source, description, where, None if add is None else description.dtype)
 
     return lambda b: _each(b, _lanes(b, map(b), source(b), *(c(b) for c in coordinates)), lambda *row: one(b, *row))
