@@ -250,7 +250,7 @@ def test_new_and_gone_kernels() -> None:
     assert fresh.failures([], [("rms_norm", "90a")]) == []  # not compiled this time
     assert fresh.failures([ONE, replace(TENSOR, spill=4)], WHOLE) == [
         "grouped_mm fwd on sm_90a: 4 bytes spilled, 0 allowed",
-        "grouped_mm fwd on sm_90a is not in cuda_budget.json: write it there with --write",
+        "grouped_mm has kernels that are not in cuda_budget.json, --write puts them there: fwd",
     ]
 
 

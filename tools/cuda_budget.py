@@ -55,20 +55,21 @@ class Budget:
         path.write_text(text, encoding="utf-8")
 
     def failures(self, measured: Iterable[Measured], whole: Iterable[tuple[str, str]]) -> list[str]:
-        """One line for each number that is over its budget, each kernel without one, and each budget without a kernel.
+        """One line for each number over its budget, each file with kernels without one, each budget without a kernel.
 
         `whole` names the pairs of file and architecture that were compiled: only there can a kernel be gone.
         """
         found, seen = [], set()
-        missing: dict[str, list[str]] = {}
+        missing: dict[str, dict[str, None]] = {}
         for one in measured:
             seen.add((one.kernel, one.arch))
             entry = self.kernels.get(one.kernel, {}).get(one.arch)
             if entry is None:
-                missing.setdefault(one.kernel, []).append(f"sm_{one.arch}")
+                file, name = one.kernel.split(" ", 1)
+                missing.setdefault(file, {})[name] = None
             found += over(one, entry or {})
-        for kernel, archs in missing.items():
-            found.append(f"{kernel} on {', '.join(archs)} is not in {PATH.name}: write it there with --write")
+        for file, names in missing.items():
+            found.append(f"{file} has kernels that are not in {PATH.name}, --write puts them there: {'; '.join(names)}")
         compiled = set(whole)
         for kernel, archs in self.kernels.items():
             for arch in archs:
