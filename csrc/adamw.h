@@ -20,14 +20,24 @@ struct AdamwTensor {
   const void* grad;
   float* exp_avg;
   float* exp_avg_sq;
-  double step_size;        // lr / (1 - beta1^step)
-  double root_correction;  // 1 / sqrt(1 - beta2^step)
+  float* step;  // steps made; the launcher adds one
+};
+
+// What the elements of one tensor share in one step: written before the update, by which `step` has been raised.
+struct alignas(16) AdamwStep {
+  float step_size;        // lr / (1 - beta1^step)
+  float root_correction;  // 1 / sqrt(1 - beta2^step)
+  float grad_scale;       // what gradients are multiplied by: the clipping coefficient, negative to maximize
+  float live;             // 0: the norm is not finite, nothing is updated
 };
 
 struct AdamwParams {
-  const AdamwTensor* tensors;
-  int64_t count, chunks;  // tensors, and their chunks in total
-  double grad_scale;      // what gradients are multiplied by: the clipping coefficient, negative to maximize
+  const AdamwTensor* tensors;  // on the host, wherever their elements lie
+  int64_t count, chunks;       // tensors, and their chunks in total
+  AdamwStep* steps;            // workspace: one for each tensor
+  const float* norm;           // of all gradients, one number where they lie; null not to clip
+  double max_norm;
+  bool maximize;
   double lr, beta1, beta2, eps, weight_decay;
 };
 
@@ -38,9 +48,10 @@ struct NormTensor {
 };
 
 struct GlobalNormParams {
-  const NormTensor* tensors;
+  const NormTensor* tensors;  // on the host
   int64_t count, chunks;
-  float* norm;  // one number: sqrt of the sum of all squares
+  double* partials;  // workspace: one number for each chunk
+  float* norm;       // one number: sqrt of the sum of all squares
 };
 
 void adamw_cpu(const AdamwParams& params);

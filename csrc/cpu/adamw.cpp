@@ -24,21 +24,38 @@ void for_chunks(const Tensor* tensors, int64_t count, int64_t first, int64_t las
   }
 }
 
+// Raises the step counts and says what the update of each tensor needs; false when the norm is not finite.
+bool make_steps(const AdamwParams& a) {
+  double grad_scale = a.maximize ? -1.0 : 1.0;
+  if (a.norm != nullptr) {
+    if (!__builtin_isfinite(*a.norm)) return false;
+    const double clip = a.max_norm / (*a.norm + 1e-6);
+    grad_scale *= clip < 1.0 ? clip : 1.0;
+  }
+  for (int64_t i = 0; i < a.count; ++i) {
+    const float step = *a.tensors[i].step += 1.0f;
+    const double correction = 1.0 - __builtin_pow(a.beta2, step);
+    a.steps[i] = {static_cast<float>(a.lr / (1.0 - __builtin_pow(a.beta1, step))),
+                  static_cast<float>(1.0 / __builtin_sqrt(correction)), static_cast<float>(grad_scale), 1.0f};
+  }
+  return true;
+}
+
 struct Constants {
-  vf grad_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, decay;
+  vf beta1, one_minus_beta1, beta2, one_minus_beta2, eps, decay;
 };
 
 template <typename T>
-void update(const AdamwTensor& tensor, int64_t begin, int64_t end, const Constants& k) {
+void update(const AdamwTensor& tensor, const AdamwStep& now, int64_t begin, int64_t end, const Constants& k) {
   T* p = static_cast<T*>(tensor.param);
   const T* g = static_cast<const T*>(tensor.grad);
   float* m = tensor.exp_avg;
   float* v = tensor.exp_avg_sq;
-  const vf step_size = set1(static_cast<float>(tensor.step_size));
-  const vf root_correction = set1(static_cast<float>(tensor.root_correction));
+  const vf step_size = set1(now.step_size), root_correction = set1(now.root_correction);
+  const vf grad_scale = set1(now.grad_scale);
 
   auto step = [&](vf& param, vf grad, vf& first, vf& second) {
-    grad = grad * k.grad_scale;
+    grad = grad * grad_scale;
     first = fma(k.beta1, first, k.one_minus_beta1 * grad);
     second = fma(k.beta2, second, k.one_minus_beta2 * (grad * grad));
     const vf denominator = fma(sqrt(second), root_correction, k.eps);
@@ -92,29 +109,28 @@ double sum_of_squares(const T* x, int64_t n) {
 }  // namespace
 
 void adamw(const AdamwParams& a) {
-  const Constants k = {set1(static_cast<float>(a.grad_scale)),         set1(static_cast<float>(a.beta1)),
-                       set1(static_cast<float>(1.0 - a.beta1)),        set1(static_cast<float>(a.beta2)),
-                       set1(static_cast<float>(1.0 - a.beta2)),        set1(static_cast<float>(a.eps)),
-                       set1(static_cast<float>(a.lr * a.weight_decay))};
+  if (!make_steps(a)) return;
+  const Constants k = {set1(static_cast<float>(a.beta1)), set1(static_cast<float>(1.0 - a.beta1)),
+                       set1(static_cast<float>(a.beta2)), set1(static_cast<float>(1.0 - a.beta2)),
+                       set1(static_cast<float>(a.eps)),   set1(static_cast<float>(a.lr * a.weight_decay))};
   parallel_range(a.chunks, kTensorChunk * 7, [&](int64_t first, int64_t last) {
     for_chunks(a.tensors, a.count, first, last, [&](const AdamwTensor& tensor, int64_t begin, int64_t end, int64_t) {
-      GK_SWITCH_DTYPE(tensor.dtype, T, update<T>(tensor, begin, end, k));
+      GK_SWITCH_DTYPE(tensor.dtype, T, update<T>(tensor, a.steps[&tensor - a.tensors], begin, end, k));
     });
   });
 }
 
 // Squares are summed per chunk, and the chunks in order: the same result with any number of threads.
 void global_norm(const GlobalNormParams& a) {
-  double* partials = scratch<double>(0, a.chunks);
   parallel_range(a.chunks, kTensorChunk, [&](int64_t first, int64_t last) {
     for_chunks(
         a.tensors, a.count, first, last, [&](const NormTensor& tensor, int64_t begin, int64_t end, int64_t chunk) {
           GK_SWITCH_DTYPE(tensor.dtype, T,
-                          partials[chunk] = sum_of_squares(static_cast<const T*>(tensor.data) + begin, end - begin));
+                          a.partials[chunk] = sum_of_squares(static_cast<const T*>(tensor.data) + begin, end - begin));
         });
   });
   double total = 0.0;
-  for (int64_t chunk = 0; chunk < a.chunks; ++chunk) total += partials[chunk];
+  for (int64_t chunk = 0; chunk < a.chunks; ++chunk) total += a.partials[chunk];
   *a.norm = static_cast<float>(__builtin_sqrt(total));
 }
 

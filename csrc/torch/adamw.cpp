@@ -2,7 +2,6 @@
 #include "adamw.h"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 #include <vector>
 
@@ -33,19 +32,19 @@ bool laid_out_alike(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+bool on_one_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
+
 void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, const std::vector<Tensor> exp_avgs,
            const std::vector<Tensor> exp_avg_sqs, const std::vector<Tensor> steps, const std::optional<Tensor> norm,
            double lr, double beta1, double beta2, double eps, double weight_decay, double max_norm, bool maximize) {
   const size_t count = params.size();
   check(grads.size() == count && exp_avgs.size() == count && exp_avg_sqs.size() == count && steps.size() == count,
         "the lists of adamw must have the same length");
-  double grad_scale = maximize ? -1.0 : 1.0;
+  if (count == 0) return;
   if (norm.has_value()) {
     check_dtype(*norm, ScalarType::Float, "norm");
     check_shape(*norm, {}, "norm");
-    const float value = *static_cast<const float*>(norm->const_data_ptr());
-    if (!std::isfinite(value)) return;
-    grad_scale *= std::min(1.0, max_norm / (value + 1e-6));
+    check(on_one_device(*norm, params[0]), "norm must be where the parameters are");
   }
   std::vector<AdamwTensor> tensors;
   std::vector<Tensor> copies;
@@ -61,6 +60,9 @@ void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, co
     check_dtype(exp_avg_sqs[i], ScalarType::Float, "exp_avg_sqs");
     check_dtype(steps[i], ScalarType::Float, "steps");
     check_shape(steps[i], {}, "steps");
+    check(on_one_device(p, params[0]) && on_one_device(grads[i], p) && on_one_device(exp_avgs[i], p) &&
+              on_one_device(exp_avg_sqs[i], p) && on_one_device(steps[i], p),
+          "the tensors of adamw must be on one device");
     const DType dtype = native_dtype(p, "params");
     check(grads[i].scalar_type() == p.scalar_type() && grads[i].numel() == p.numel(),
           "grads must have the shapes and dtypes of params");
@@ -77,21 +79,18 @@ void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, co
                        .grad = g.const_data_ptr(),
                        .exp_avg = static_cast<float*>(exp_avgs[i].mutable_data_ptr()),
                        .exp_avg_sq = static_cast<float*>(exp_avg_sqs[i].mutable_data_ptr()),
-                       .step_size = 0.0,
-                       .root_correction = 0.0});
+                       .step = static_cast<float*>(steps[i].mutable_data_ptr())});
     chunks += (p.numel() + kTensorChunk - 1) / kTensorChunk;
   }
-  for (size_t i = 0; i < count; ++i) {  // only now that nothing can be refused any more
-    float& step = *static_cast<float*>(steps[i].mutable_data_ptr());
-    step += 1.0f;
-    tensors[i].step_size = lr / (1.0 - std::pow(beta1, step));
-    tensors[i].root_correction = 1.0 / std::sqrt(1.0 - std::pow(beta2, step));
-  }
+  const Tensor workspace = new_tensor({static_cast<int64_t>(count), 4}, ScalarType::Float, params[0]);
   GK_LAUNCH(adamw, params[0])
   ({.tensors = tensors.data(),
     .count = static_cast<int64_t>(count),
     .chunks = chunks,
-    .grad_scale = grad_scale,
+    .steps = static_cast<AdamwStep*>(workspace.mutable_data_ptr()),
+    .norm = data_or_null<float>(norm),
+    .max_norm = max_norm,
+    .maximize = maximize,
     .lr = lr,
     .beta1 = beta1,
     .beta2 = beta2,
@@ -105,6 +104,7 @@ Tensor global_norm(const std::vector<Tensor> tensors) {
   std::vector<Tensor> copies;
   int64_t chunks = 0;
   for (const Tensor& t : tensors) {
+    check(on_one_device(t, tensors[0]), "the tensors of global_norm must be on one device");
     copies.push_back(fills_memory(t) ? t : torch::stable::contiguous(t));
     parts.push_back({.dtype = native_dtype(t, "tensors"),
                      .numel = t.numel(),
@@ -113,10 +113,12 @@ Tensor global_norm(const std::vector<Tensor> tensors) {
     chunks += (t.numel() + kTensorChunk - 1) / kTensorChunk;
   }
   Tensor norm = new_tensor({}, ScalarType::Float, tensors[0]);
+  const Tensor partials = new_tensor({chunks}, ScalarType::Double, tensors[0]);
   GK_LAUNCH(global_norm, tensors[0])
   ({.tensors = parts.data(),
     .count = static_cast<int64_t>(parts.size()),
     .chunks = chunks,
+    .partials = static_cast<double*>(partials.mutable_data_ptr()),
     .norm = static_cast<float*>(norm.mutable_data_ptr())});
   return norm;
 }

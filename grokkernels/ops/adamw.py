@@ -37,7 +37,7 @@ def _fills_memory(tensor: torch.Tensor) -> bool:
     return tensor.permute(order).is_contiguous()
 
 
-def _supports_cpu(params: Tensors, grads: Tensors, exp_avgs: Tensors = (), exp_avg_sqs: Tensors = ()) -> str | None:
+def _supports_native(params: Tensors, grads: Tensors, exp_avgs: Tensors = (), exp_avg_sqs: Tensors = ()) -> str | None:
     for i, param in enumerate(params):
         if param.dtype not in dispatch.NATIVE_DTYPES:
             return f"params[{i}] is {param.dtype}; float32, bfloat16 and float16 are supported"
@@ -54,7 +54,7 @@ def _supports_cpu(params: Tensors, grads: Tensors, exp_avgs: Tensors = (), exp_a
     return None
 
 
-ROW = dispatch.Row("adamw", {"cpu": _supports_cpu})
+ROW = dispatch.Row("adamw", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def _check_list(name: str, tensors: Tensors, like: Tensors, device: torch.device) -> None:
@@ -113,12 +113,15 @@ def adamw(
         params: any shapes; float32, bfloat16 or float16, also mixed (float64 on the reference). Updated.
         grads: like params, in their dtypes. Not changed.
         exp_avgs, exp_avg_sqs: the moments m and v: float32 (float64 for float64 params), laid out like params. Updated.
-        steps: (), float32, on the CPU: steps made so far for each of params. Each is raised by one.
+        steps: (), float32, on the device of params: steps made so far for each of them, a tensor of its own for each.
+            Each is raised by one.
         lr, beta1, beta2, eps, weight_decay: the hyperparameters; betas in [0, 1), the others >= 0.
         max_norm: clip the global norm of the gradients at this, >= 0.
         norm: that norm, () float32, where `grads` are not all of the gradients; else it is taken over `grads`.
         maximize: ascend.
         backend: who computes; see `grokkernels.use`.
+
+    On a CUDA device the host waits for nothing: norm and steps are read and the step is made or left out over there.
 
     Returns:
         The norm before clipping, () float32; None without a max_norm. Where it is not finite nothing is updated,
@@ -150,8 +153,12 @@ def adamw(
     if len(steps) != len(params):
         raise ValueError(f"steps must have one tensor for each of params, {len(params)}, got {len(steps)}")
     for i, step in enumerate(steps):
-        if step.dtype != torch.float32 or step.dim() != 0 or step.device.type != "cpu":
-            raise ValueError(f"steps[{i}] must be a 0-d float32 tensor on the CPU, got {step.dtype} on {step.device}")
+        if step.dtype != torch.float32 or step.dim() != 0 or step.device != device:
+            raise ValueError(f"steps[{i}] must be a 0-d float32 tensor on {device}, got {step.dtype} on {step.device}")
+    if max_norm is not None and norm is not None and (norm.dim() != 0 or norm.device != device):
+        raise ValueError(
+            f"norm must be a 0-d float32 tensor on {device}, got shape {tuple(norm.shape)} on {norm.device}"
+        )
 
     chosen = ROW.choose(backend, device, params, grads, exp_avgs, exp_avg_sqs)
     if max_norm is None:

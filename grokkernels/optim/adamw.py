@@ -119,7 +119,7 @@ class AdamW(torch.optim.Optimizer):
             if key not in state_dict["state"]:
                 continue
             state, loaded = self.state[param], state_dict["state"][key]
-            state["step"] = torch.as_tensor(loaded["step"]).detach().to("cpu", torch.float32).clone()
+            state["step"] = torch.as_tensor(loaded["step"]).detach().to(param.device, torch.float32).clone()
             for name in _STATE:
                 state[name] = _moment_of(param).copy_(loaded[name])
 
@@ -135,7 +135,7 @@ class AdamW(torch.optim.Optimizer):
     def _state_of(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[param]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             for name in _STATE:
                 state[name] = _moment_of(param)
         return state

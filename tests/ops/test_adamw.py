@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
+from grokkernels import native
 from grokkernels.ops.adamw import global_norm
 from grokkernels.optim import AdamW
 from grokkernels.testing import judge
@@ -57,7 +58,7 @@ def groups_of(params: list[torch.nn.Parameter]) -> list[dict]:
 
 
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "reference"])
 def test_ten_steps_equal_torch(max_norm: float | None, backend: str) -> None:
     """The float64 rule over ten steps: torch.optim.AdamW in float64 is the oracle, in float32 the measure."""
     theirs, oracle, ours = parameters(), parameters(torch.float64), parameters()
@@ -141,7 +142,7 @@ def test_amsgrad_state_is_refused() -> None:
         AdamW(parameters()).load_state_dict(saved)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "reference"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_norm_not_finite(value: float, backend: str) -> None:
     """With a max_norm the step is skipped and counted; without one the parameter becomes NaN, as in PyTorch."""
@@ -167,10 +168,11 @@ def test_norm_not_finite(value: float, backend: str) -> None:
     assert params[1][3].isnan()
 
 
-def test_missing_gradients_and_closure() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_missing_gradients_and_closure(backend: str) -> None:
     """A parameter without gradient has no state and counts its own steps; the closure's loss is returned."""
     params = parameters()
-    optimizer = AdamW(params, max_norm=1.0)
+    optimizer = AdamW(params, max_norm=1.0, backend=backend)
     optimizer.step()
     assert optimizer.grad_norm == 0
     assert not optimizer.state
@@ -188,12 +190,13 @@ def test_missing_gradients_and_closure() -> None:
     assert [int(optimizer.state[p]["step"]) for p in params] == [2, 1, 1, 1, 1]
 
 
-def test_mixed_dtypes_in_one_group() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_mixed_dtypes_in_one_group(backend: str) -> None:
     params = [*parameters(), *parameters(torch.bfloat16, seed=1)]
     apart = copy.deepcopy(params)
     set_grads(params, 0)
     set_grads(apart, 0)
-    together, *alone = AdamW(params), AdamW(apart[: len(SHAPES)]), AdamW(apart[len(SHAPES) :])
+    together, *alone = (AdamW(p, backend=backend) for p in (params, apart[: len(SHAPES)], apart[len(SHAPES) :]))
     for optimizer in (together, *alone):
         optimizer.step()
     assert all(torch.equal(p, q) for p, q in zip(params, apart, strict=True))
@@ -229,6 +232,64 @@ def test_threads_do_not_change_the_norm() -> None:
     torch.set_num_threads(1)
     assert torch.equal(global_norm(grads, backend="cpu"), norm)
     torch.testing.assert_close(norm, torch.cat(grads).norm())
+
+
+def test_more_tensors_than_a_launch_takes() -> None:
+    """The device's tables hold 384 step counts and 64 tensors of one dtype: a launch for each of them that is begun."""
+    generator = torch.Generator().manual_seed(0)
+    params = [torch.randn(i % 7, generator=generator).to(cases.TABLE.dtypes[i % 3]) for i in range(400)]
+    grads = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in params]
+    states = [[torch.zeros(p.shape) for p in params] for _ in range(2)]
+    results = {}
+    for backend in ("cpu", "emulated"):
+        copies = copy.deepcopy([params, *states])
+        steps = [torch.tensor(float(i)) for i in range(400)]
+        native.emulated.reset_counters()
+        norm = grokkernels.adamw(copies[0], grads, *copies[1:], steps, lr=0.1, max_norm=1.0, backend=backend)
+        assert steps == [i + 1 for i in range(400)]
+        results[backend] = norm, *copies
+        # 343 tensors have elements, 114 or 115 to a dtype: 2 launches each for the norm and for the update.
+        assert native.emulated.counters()["launches"] == (0 if backend == "cpu" else 3 * 2 + 1 + 2 + 3 * 2)
+    torch.testing.assert_close(results["emulated"], results["cpu"], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", cases.TABLE.dtypes)
+def test_alignment_changes_nothing_on_the_device(dtype: torch.dtype) -> None:
+    """Parameters cut out of one buffer begin anywhere: element by element, the same bits."""
+    generator = torch.Generator().manual_seed(0)
+    size = 8192 + 77
+    numbers = [torch.randn(size, generator=generator) for _ in range(4)]
+    results = []
+    for offset in (0, 1, 4):
+        param, grad, first, second = (torch.full((size + offset + 9,), torch.nan) for _ in range(4))
+        buffers = [param.to(dtype), grad.to(dtype), first, second]
+        views = [buffer[offset : offset + size] for buffer in buffers]
+        for view, number in zip(views, numbers, strict=True):
+            view.copy_(number)
+        views[3].abs_()
+        norm = grokkernels.adamw(
+            *([view] for view in views), [torch.tensor(2.0)], lr=0.1, max_norm=1.0, backend="emulated"
+        )
+        results.append([norm, *views])
+        assert all(int(buffer.isnan().sum()) == offset + 9 for buffer in buffers)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_nothing_to_update(backend: str) -> None:
+    """Empty lists and tensors without elements; the latter count their steps all the same."""
+    with grokkernels.use(backend):
+        assert global_norm([]) == 0
+        assert grokkernels.adamw([], [], [], [], []) is None
+        assert grokkernels.adamw([], [], [], [], [], max_norm=1.0) == 0
+        lists, step = [[torch.zeros(0, 3)] for _ in range(4)], torch.tensor(4.0)
+        assert grokkernels.adamw(*lists, [step], max_norm=1.0) == 0
+        assert step == 5
+        params = parameters()
+        AdamW(params, max_norm=1.0).step()
+    overload = torch.ops.grokkernels.adamw.emulated if backend == "emulated" else torch.ops.grokkernels.adamw.native
+    overload([], [], [], [], [], torch.ones(()), 0.1, 0.9, 0.99, 1e-8, 0.0, 0.0, False)
 
 
 def test_autograd_sees_the_change() -> None:
@@ -271,7 +332,8 @@ def test_refused() -> None:
         ({"grads": [torch.ones(3).bfloat16()]}, r"grads\[0\] must have the dtype of params\[0\]"),
         ({"params": [torch.ones(3, dtype=torch.int32)]}, r"params\[0\] must be one of float32"),
         ({"exp_avgs": [torch.ones(3).double()], "backend": "cpu"}, r"exp_avgs\[0\] is torch.float64; the moments"),
-        ({"steps": [torch.ones(1)]}, r"steps\[0\] must be a 0-d float32 tensor on the CPU"),
+        ({"steps": [torch.ones(1)]}, r"steps\[0\] must be a 0-d float32 tensor on cpu"),
+        ({"norm": torch.ones(1), "max_norm": 1.0}, "norm must be a 0-d float32 tensor on cpu"),
         ({"beta1": 1.0}, r"beta1 must lie in \[0, 1\), got 1.0"),
     ],
 )

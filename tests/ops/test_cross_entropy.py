@@ -137,7 +137,7 @@ def test_more_ranges_than_lanes_on_the_device() -> None:
     logits = torch.randn(1, columns) + levels.repeat_interleave(8192)[:columns]
     target = torch.tensor([columns - 1])
     ours = grokkernels.cross_entropy(logits, target, backend="emulated")
-    torch.testing.assert_close(ours.double(), F.cross_entropy(logits.double(), target), rtol=1e-7, atol=0)
+    torch.testing.assert_close(ours.double(), F.cross_entropy(logits.double(), target), rtol=2e-7, atol=0)
 
 
 def test_targets_strided_on_the_device() -> None:
