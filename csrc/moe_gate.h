@@ -23,6 +23,28 @@ struct MoeGateOptions {
   bool renormalize;
 };
 
+// On a device, `moe_gate_width` lanes of a warp share a row, and moe_gate_blocks blocks the rows: sums over rows are
+// made per block first, so their number depends on the shape alone.
+inline constexpr int64_t kMoeGateThreads = 256, kMoeGateMostExperts = 1024;
+
+constexpr int64_t moe_gate_width(int64_t experts) {
+  return experts <= 8 ? 2 : experts <= 16 ? 4 : experts <= 32 ? 8 : experts <= 64 ? 16 : 32;
+}
+
+constexpr int64_t moe_gate_blocks(int64_t tokens, int64_t experts) {
+  constexpr int64_t kMost = 384;  // about three for each multiprocessor
+  const int64_t rows = kMoeGateThreads / moe_gate_width(experts), blocks = (tokens + rows - 1) / rows;
+  return blocks < 1 ? 1 : blocks > kMost ? kMost : blocks;
+}
+
+// Work space of the forward pass on a device.
+struct MoeGateWork {
+  float* shares;    // (blocks, E): the scores, divided by each row's total
+  int32_t* counts;  // (blocks, E)
+  double* sums;     // (blocks, 2): lse^2, tokens routed; then (E): parts of the load balance loss
+  int32_t* ticket;  // ()
+};
+
 struct MoeGateFwdParams {
   MoeGateOptions gate;
   const float* bias;                // (E), added to choose, or null
@@ -32,6 +54,7 @@ struct MoeGateFwdParams {
   int32_t* counts;                  // (E)
   float* load_balance_loss;         // ()
   float* z_loss;                    // ()
+  MoeGateWork work;                 // on a device
 };
 
 struct MoeGateBwdParams {

@@ -20,6 +20,8 @@ struct Spelled {
 
 MoeGateOptions options(const Rows& logits, const Spelled& o) {
   check(logits.cols >= 1 && o.top_k >= 1 && o.top_k <= logits.cols, "top_k must be from 1 to the number of experts");
+  check(kHostMemory || logits.cols <= kMoeGateMostExperts, "there may be ", kMoeGateMostExperts,
+        " experts at most, got ", logits.cols);
   return {.dtype = native_dtype(logits.tensor, "logits"),
           .tokens = logits.rows,
           .experts = logits.cols,
@@ -55,6 +57,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> moe_gate_fwd(const Tensor& lo
   Tensor counts = new_tensor({gate.experts}, ScalarType::Int, logits);
   Tensor load_balance_loss = new_tensor({}, ScalarType::Float, logits);
   Tensor z_loss = new_tensor({}, ScalarType::Float, logits);
+  const int64_t blocks = kHostMemory ? 0 : moe_gate_blocks(gate.tokens, gate.experts);
+  Tensor block_shares = new_tensor({blocks, gate.experts}, ScalarType::Float, logits);
+  Tensor block_counts = new_tensor({blocks, gate.experts}, ScalarType::Int, logits);
+  Tensor block_sums = new_tensor({kHostMemory ? 0 : 2 * blocks + gate.experts}, ScalarType::Double, logits);
+  Tensor ticket = new_tensor({kHostMemory ? 0 : 1}, ScalarType::Int, logits);
   GK_LAUNCH(moe_gate_fwd, logits)
   ({.gate = gate,
     .bias = data_or_null<float>(b),
@@ -64,7 +71,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> moe_gate_fwd(const Tensor& lo
     .indices = static_cast<int32_t*>(indices.mutable_data_ptr()),
     .counts = static_cast<int32_t*>(counts.mutable_data_ptr()),
     .load_balance_loss = static_cast<float*>(load_balance_loss.mutable_data_ptr()),
-    .z_loss = static_cast<float*>(z_loss.mutable_data_ptr())});
+    .z_loss = static_cast<float*>(z_loss.mutable_data_ptr()),
+    .work = {.shares = static_cast<float*>(block_shares.mutable_data_ptr()),
+             .counts = static_cast<int32_t*>(block_counts.mutable_data_ptr()),
+             .sums = static_cast<double*>(block_sums.mutable_data_ptr()),
+             .ticket = static_cast<int32_t*>(ticket.mutable_data_ptr())}});
   return {weights, indices, counts, load_balance_loss, z_loss};
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
-from grokkernels import Routing
+from grokkernels import Routing, native
 from grokkernels.reference.moe_gate import moe_gate as reference
 from grokkernels.testing import judge
 from grokkernels.testing.cases import moe_gate as cases
@@ -21,8 +22,12 @@ class TestCases(CaseTableTests):
     table = cases.TABLE
 
 
-def run(logits: torch.Tensor, top_k: int, **options: Any) -> Routing:
-    return grokkernels.moe_gate(logits, top_k, backend="cpu", **options)
+def run(logits: torch.Tensor, top_k: int, *, backend: str = "cpu", **options: Any) -> Routing:
+    return grokkernels.moe_gate(logits, top_k, backend=backend, **options)
+
+
+def native_backends() -> list[Backend]:
+    return [*cpu_backends(), Backend("emulated")]
 
 
 @st.composite
@@ -44,7 +49,7 @@ def options(draw: st.DrawFn) -> dict[str, Any]:
         "renormalize": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "dtype": draw(st.sampled_from(cases.TABLE.dtypes)),
-        "level": draw(st.sampled_from(cpu_backends())),
+        "level": draw(st.sampled_from(native_backends())),
     }
 
 
@@ -66,8 +71,8 @@ def test_drawn_options(drawn: dict[str, Any]) -> None:
     biases = torch.randint(-2, 3, (experts,), generator=torch.Generator().manual_seed(1)).float() * 2
     arguments = {"logits": logits, **drawn, "bias": biases if drawn["bias"] else None}
     expected, expected_grad, cotangents = judge.run(reference, arguments, ("logits",), None)
-    with level.active():
-        got, grad, _ = judge.run(run, arguments, ("logits",), cotangents)
+    with level.active() as backend:
+        got, grad, _ = judge.run(partial(run, backend=backend), arguments, ("logits",), cotangents)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(grad, expected_grad)
     check_invariants(Routing(*got), tokens, experts, drawn["top_k"])
@@ -84,25 +89,25 @@ def check_invariants(routing: Routing, tokens: int, experts: int, top_k: int) ->
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 8, 9, 64])
-@pytest.mark.parametrize("backend", cpu_backends(), ids=str)
+@pytest.mark.parametrize("backend", native_backends(), ids=str)
 def test_planted_tie_takes_the_lower_index(top_k: int, backend: Backend) -> None:
     logits = torch.zeros(19, 64)
     logits[1::2, 40:] = 1.0
     expected = torch.arange(64).expand(19, 64).clone()
     expected[1::2] = torch.cat((torch.arange(40, 64), torch.arange(40)))
-    with backend.active():
+    with backend.active() as name:
         for scoring in ("softmax", "sigmoid"):
-            assert torch.equal(run(logits, top_k, scoring=scoring).indices, expected[:, :top_k].int())
+            assert torch.equal(run(logits, top_k, scoring=scoring, backend=name).indices, expected[:, :top_k].int())
 
 
-@pytest.mark.parametrize("backend", cpu_backends(), ids=str)
+@pytest.mark.parametrize("backend", native_backends(), ids=str)
 def test_rows_do_not_see_each_other(backend: Backend) -> None:
     """Permuting rows permutes weights and indices to the bit; so does taking one alone."""
     logits = torch.randn(37, 50, generator=torch.Generator().manual_seed(0))
     permutation = torch.randperm(37, generator=torch.Generator().manual_seed(1))
-    with backend.active():
-        whole, permuted = run(logits, 5), run(logits[permutation], 5)
-        alone = run(logits[7:8], 5)
+    with backend.active() as name:
+        whole, permuted = run(logits, 5, backend=name), run(logits[permutation], 5, backend=name)
+        alone = run(logits[7:8], 5, backend=name)
     for now, then, one in zip(permuted[:2], whole[:2], alone[:2], strict=True):
         assert torch.equal(now, then[permutation])
         assert torch.equal(one, then[7:8])
@@ -124,9 +129,68 @@ def test_same_bits_with_any_number_of_threads(threads: int) -> None:
         assert torch.equal(now, then)
 
 
-def test_all_rows_nowhere() -> None:
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_same_bits_with_any_schedule(seed: int) -> None:
+    """The threads of a device in any order, with groups, choices beyond a lane's first and several final blocks."""
+    logits = torch.randn(40, 70, generator=torch.Generator().manual_seed(0))
+
+    def both(seed: int) -> list[torch.Tensor]:
+        native.emulated.set_seed(seed)
+        try:
+            leaf = logits.clone().requires_grad_()
+            routing = run(leaf, 40, num_groups=7, topk_groups=5, renormalize=True, backend="emulated")
+            (routing.weights.square().sum() + routing.load_balance_loss + routing.z_loss).backward()
+        finally:
+            native.emulated.set_seed(0)
+        return [*routing, leaf.grad]
+
+    for now, then in zip(both(seed), both(0), strict=True):
+        assert torch.equal(now, then)
+
+
+def test_more_rows_than_a_device_has_blocks_for() -> None:
+    logits = permuted_grid(66000, 8, 0)
+    for got, expected in zip(run(logits, 2, backend="emulated"), run(logits, 2), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("experts", [1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 512, 513, 1024])
+def test_every_way_to_share_a_row(experts: int) -> None:
+    """The lanes and the experts of each lane, at both ends of what they take, and all experts chosen."""
+    logits = permuted_grid(3, experts, 0)
+    for top_k in {1, experts}:
+        expected, expected_grad, cotangents = judge.run(
+            reference, {"logits": logits, "top_k": top_k}, ("logits",), None
+        )
+        arguments = {"logits": logits, "top_k": top_k}
+        got, grad, _ = judge.run(partial(run, backend="emulated"), arguments, ("logits",), cotangents)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(grad, expected_grad)
+
+
+def test_a_device_takes_1024_experts() -> None:
+    logits = torch.zeros(2, 1025)
+    with pytest.raises(ValueError, match="logits has 1025 experts; up to 1024 are supported"):
+        run(logits, 2, backend="emulated")
+    with pytest.raises(RuntimeError, match="there may be 1024 experts at most, got 1025"):
+        torch.ops.grokkernels.moe_gate_fwd.emulated(logits, None, 1, 1, 2, False, 0.0, False, 1.0, False, 0.0, 0)
+
+
+@pytest.mark.parametrize("overload", ["native", "emulated"])
+@pytest.mark.parametrize("indices", [[[-1, 4], [7, 2**31 - 1]], [[0, 0], [-(2**31), 3]]])
+def test_native_functions_stay_inside(indices: list[list[int]], overload: str) -> None:
+    """Whatever indices hold, the gradient reads and writes its own memory only."""
+    wrong = torch.tensor(indices, dtype=torch.int32)
+    counts = torch.tensor([2**31 - 1, -5, 0, 1], dtype=torch.int32)
+    options = (2, False, 0.0, True, 1.0, False, 0.0, 0)
+    backward = getattr(torch.ops.grokkernels.moe_gate_bwd, overload)
+    assert backward(torch.ones(2, 2), None, None, torch.randn(2, 4), wrong, counts, *options).isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_all_rows_nowhere(backend: str) -> None:
     logits = torch.full((5, 4), float("nan"), requires_grad=True)
-    routing = run(logits, 2)
+    routing = run(logits, 2, backend=backend)
     assert (routing.indices == -1).all()
     assert (routing.weights == 0).all()
     assert (routing.tokens_per_expert == 0).all()
@@ -135,28 +199,32 @@ def test_all_rows_nowhere() -> None:
     assert (logits.grad == 0).all()
 
 
-def test_a_nan_bias_keeps_indices_in_range() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_a_nan_bias_keeps_indices_in_range(backend: str) -> None:
     bias = torch.tensor([0.0, float("nan"), float("inf"), -float("inf"), float("nan"), 0.0])
-    routing = run(torch.randn(20, 6), 4, bias=bias, num_groups=3, topk_groups=2)
+    routing = run(torch.randn(20, 6), 4, bias=bias, num_groups=3, topk_groups=2, backend=backend)
     check_invariants(routing, 20, 6, 4)
 
 
 @pytest.mark.parametrize("used", ["weights", "load_balance_loss", "z_loss"])
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
-def test_each_output_alone_has_its_gradient(used: str, scoring: str) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_each_output_alone_has_its_gradient(used: str, scoring: str, backend: str) -> None:
     logits = torch.randn(9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gradients = []
-    for leaf, gate in ((logits.float(), run), (logits.clone(), reference)):
+    for leaf, gate in ((logits.float(), partial(run, backend=backend)), (logits.clone(), reference)):
         leaf.requires_grad_()
         getattr(gate(leaf, 3, scoring=scoring), used).square().sum().backward()
         gradients.append(leaf.grad.double())
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
 
 
-def test_seeds_of_64_bits() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_seeds_of_64_bits(backend: str) -> None:
     logits = torch.randn(4, 8)
     for seed in (0, -1, 2**63, 2**64 - 1, -(2**63)):
-        ours, theirs = run(logits, 2, jitter=0.5, seed=seed), reference(logits, 2, jitter=0.5, seed=seed)
+        ours = run(logits, 2, jitter=0.5, seed=seed, backend=backend)
+        theirs = reference(logits, 2, jitter=0.5, seed=seed)
         assert torch.equal(ours.indices, theirs.indices)
         torch.testing.assert_close(ours.weights, theirs.weights)
 

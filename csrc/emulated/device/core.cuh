@@ -39,7 +39,13 @@ GK_DEVICE unsigned char* dynamic_shared() {
 
 GK_DEVICE uint32_t shared_address(const void* pointer) { return emulated::shared_address(pointer); }
 
-GK_DEVICE void fence_device() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+// For race checking: a fence orders itself with every other, which is more than CUDA's does.
+GK_DEVICE void fence_device() {
+  static char every_fence;
+  emulated::release(&every_fence);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  emulated::acquire(&every_fence);
+}
 
 inline int device_architecture() { return emulated::settings().architecture; }
 

@@ -85,6 +85,7 @@ TABLE = Table(
         case(20, 160, top_k=6, num_groups=8, topk_groups=3, routed_scale=16.0, why="DeepSeek-V2: groups, no bias"),
         case(9, 37, top_k=5, scoring="sigmoid", why="E no multiple of any vector; K between the sizes in registers"),
         case(18, 67, top_k=3, softcap=2.0, jitter=0.1, seed=2**40 + 7, why="noise, drawn alike by every backend"),
+        case(*(4, 384), top_k=8, scoring="sigmoid", bias=0.1, renormalize=True, routed_scale=2.827, why="Kimi K2"),
         case(3, 1024, top_k=12, why="many experts; top-k in memory"),
         case(7, 20, top_k=20, bias=0.5, why="all experts chosen: a sort"),
         case(
