@@ -27,9 +27,35 @@ ULPS = {"approx_exp2": 3, "approx_log2": 4, "approx_reciprocal": 2, "approx_rsqr
 TANH_ERROR = 2.0**-10.9
 
 
+class TensorTiles(ctypes.Structure):
+    """csrc/common/tensor_tiles.h: what a tensor map is made from."""
+
+    _fields_ = (
+        ("dtype", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+        ("rank", ctypes.c_int),
+        ("size", ctypes.c_int64 * 5),
+        ("stride", ctypes.c_int64 * 5),
+        ("box", ctypes.c_int * 5),
+        ("swizzle", ctypes.c_int),
+    )
+
+    def described(self) -> dict[str, object]:
+        """As the PTX interpreter's Memory.tensor_map takes it, but for the address."""
+        itemsize = (4, 2, 2)[self.dtype]
+        return {
+            "shape": self.size[: self.rank],
+            "strides": [stride * itemsize for stride in self.stride[1 : self.rank]],
+            "box": self.box[: self.rank],
+            "itemsize": itemsize,
+            "swizzle": (0, 32, 64, 128)[self.swizzle],
+            "dtype": np.float32 if itemsize == 4 else None,
+        }
+
+
 def names(source: Path) -> list[str]:
     """The kernels of a source file."""
-    return re.findall(r"^KERNEL(?:_OF)?\((\w+)", source.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(r"^KERNEL(?:_OF|_TILES)?\((\w+)", source.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def threads(source: Path, name: str) -> int:
@@ -65,6 +91,12 @@ def run_library(library: ctypes.CDLL, name: str, given: np.ndarray) -> np.ndarra
     if failed:
         raise RuntimeError(f"{name}: {message.value.decode()}")
     return out
+
+
+def tiles(emulated: ctypes.CDLL, name: str) -> TensorTiles | None:
+    """What the tensor maps of a kernel describe, if it takes any."""
+    found = TensorTiles()
+    return found if emulated.conformance_tiles(name.encode(), None, ctypes.byref(found)) else None
 
 
 def difference(name: str, mine: np.ndarray, theirs: np.ndarray) -> str | None:

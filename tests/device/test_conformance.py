@@ -6,6 +6,7 @@ import ctypes
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,40 +32,54 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ctypes.CDLL]
 @pytest.fixture(scope="session")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ptx.Module]:
     """nvcc's PTX of the kernels, by architecture."""
+    folder = tmp_path_factory.mktemp("conformance")
+    return {arch: ptx.parse(compiled(arch, source, folder)) for arch, source in SOURCES.items()}
+
+
+def compiled(arch: str, source: Path, folder: Path, *first: str) -> str:
+    """The PTX of a source file; `first` are flags before all others."""
     nvcc = cuda_toolkit.find_nvcc()
     assert nvcc is not None, "no nvcc: the inline PTX cannot be judged"
-    read = {}
-    for arch, source in SOURCES.items():
-        target = tmp_path_factory.mktemp("conformance") / f"{arch}.ptx"
-        flags = [*cuda_toolkit.NVCC_FLAGS, *cuda_toolkit.includes(), f"-arch=compute_{arch}"]
-        subprocess.run([str(nvcc), *flags, "-ptx", "-o", str(target), str(source)], check=True)
-        read[arch] = ptx.parse(target.read_text(encoding="utf-8"))
-    return read
+    target = folder / f"{arch}.ptx"
+    flags = [*first, *cuda_toolkit.NVCC_FLAGS, *cuda_toolkit.includes(), f"-arch=compute_{arch}"]
+    subprocess.run([str(nvcc), *flags, "-ptx", "-o", str(target), str(source)], check=True)
+    return target.read_text(encoding="utf-8")
 
 
-def run_ptx(module: ptx.Module, name: str, given: np.ndarray, threads: int) -> np.ndarray:
+def run_ptx(
+    module: ptx.Module, name: str, given: np.ndarray, threads: int, tiles: conformance.TensorTiles | None
+) -> np.ndarray:
     memory = ptx.Memory()
     source, target = memory.put(given), memory.put(np.full(given.shape, conformance.UNTOUCHED, np.uint32))
-    ptx.run(module.kernel(rf"^{name}$"), 1, threads, 32 * 1024, [source, target], memory)
+    arguments = [source, target]
+    if tiles is not None:
+        arguments += [memory.tensor_map(address, **tiles.described()) for address in (source, target)]
+    ptx.run(module.kernel(rf"^{name}$"), 1, threads, 32 * 1024, arguments, memory)
     return memory.get(target, np.uint32, given.shape)
+
+
+def disagreement(arch: str, name: str, emulated: ctypes.CDLL, module: ptx.Module) -> str | None:
+    """Where the PTX of a kernel and its emulation differ, for the first of a few inputs on which they do."""
+    for seed in range(conformance.SEEDS):
+        given = conformance.words(seed)
+        mine = conformance.run_library(emulated, name, given)
+        threads = conformance.threads(SOURCES[arch], name)
+        theirs = run_ptx(module, name, given, threads, conformance.tiles(emulated, name))
+        if words := conformance.difference(name, mine, theirs):
+            return words
+    return None
 
 
 @pytest.mark.parametrize(("arch", "name"), KERNELS, ids=[name for _, name in KERNELS])
 def test_the_ptx_means_what_the_emulation_does(
     arch: str, name: str, emulated: dict[str, ctypes.CDLL], modules: dict[str, ptx.Module]
 ) -> None:
-    for seed in range(conformance.SEEDS):
-        given = conformance.words(seed)
-        mine = conformance.run_library(emulated[arch], name, given)
-        theirs = run_ptx(modules[arch], name, given, conformance.threads(SOURCES[arch], name))
-        assert conformance.difference(name, mine, theirs) is None
+    assert disagreement(arch, name, emulated[arch], modules[arch]) is None
 
 
 def test_every_name_is_covered() -> None:
-    """Each function of csrc/cuda/device is called by a kernel above, or by one that takes tensor maps or a cluster
-    (csrc/tests/emulated), and stands in csrc/emulated/device too."""
-    sources = [*SOURCES.values(), *(ROOT / "csrc/tests/emulated").glob("*.cu")]
-    used = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+    """Each function of csrc/cuda/device is called by a kernel above, and stands in csrc/emulated/device too."""
+    used = "\n".join(source.read_text(encoding="utf-8") for source in SOURCES.values())
     define = re.compile(r"^GK_DEVICE [\w:<>]+\*? (\w+)\(", re.MULTILINE)
     for header in sorted((ROOT / "csrc/cuda/device").glob("*.cuh")):
         here = set(define.findall(header.read_text(encoding="utf-8")))
@@ -72,3 +87,16 @@ def test_every_name_is_covered() -> None:
         assert here <= there, f"{header.name}: {sorted(here - there)} have no emulated meaning"
         missing = {name for name in here if not re.search(rf"\b{name}\b", used)}
         assert not missing, f"{header.name}: no conformance kernel calls {sorted(missing)}"
+
+
+def test_every_instruction_is_covered(modules: dict[str, ptx.Module]) -> None:
+    """Each instruction of the inline PTX stands in a kernel above: so each overload and specialisation is called."""
+    ran = {word for module in modules.values() for word in re.split(r"[\s;]+", module.text)}
+    written = {
+        f"wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{t}.{t}" for n in range(16, 257, 16) for t in ("bf16", "f16")
+    }
+    for header in (ROOT / "csrc/cuda/device").glob("*.cuh"):
+        for words in re.findall(r"asm(?: volatile)?\(\s*((?:\"[^\"]*\"\s*)+)[:)]", header.read_text(encoding="utf-8")):
+            text = "".join(re.findall(r'"([^"]*)"', words)).replace("\\n", "\n")
+            written |= set(re.findall(r"(?:^|[;{\n])\s*([a-z]\w*(?:\.[\w:]+)+)", text))
+    assert not written - ran, f"no conformance kernel runs {sorted(written - ran)}"

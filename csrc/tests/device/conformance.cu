@@ -66,6 +66,7 @@ KERNEL(approx_tanh, { out[lane] = float_to_bits(tanh_approx(bits_to_float(in[lan
 
 // ---- memory ----
 KERNEL(memory_16, { store_16(out + 4 * lane, load_16(in + 4 * (31 - lane))); })
+KERNEL(memory_16_readonly, { store_16(out + 4 * lane, load_16_readonly(in + 4 * (lane ^ 13))); })
 KERNEL(memory_16_streaming, { store_16_streaming(out + 4 * lane, load_16_streaming(in + 4 * (31 - lane))); })
 KERNEL(memory_8, { store_8(out + 2 * lane, load_8(in + 2 * (31 - lane))); })
 KERNEL(memory_shared, {
