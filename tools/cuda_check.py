@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -260,7 +261,9 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"FAILED {line}")
     count = sum(len(result.kernels) for result in results)
     verdict = f"{len(errors)} failures" if errors else "no warnings, within budget"
-    console.print(f"{count} kernels over all architectures: {verdict}; {time.monotonic() - began:.0f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = f"{time.monotonic() - began:.0f} s, compilers {used.ru_utime + used.ru_stime:.0f} s of a core"
+    console.print(f"{count} kernels over all architectures: {verdict}; {seconds}")
     return 1 if errors else 0
 
 
