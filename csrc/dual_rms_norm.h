@@ -23,6 +23,7 @@ struct DualRmsNormFwdParams {
   int64_t x_stride, residual_stride;
   float eps;
   bool zero_centered;  // scales by 1 + weight
+  float* sums;         // CUDA, for rows in several pieces (common/norm_plan.h): (N, pieces)
 };
 
 struct DualRmsNormBwdParams {
@@ -43,6 +44,8 @@ struct DualRmsNormBwdParams {
   void* dpre_weight;   // (C), in weight_dtype
   int64_t dy_stride, dh_stride, x_stride, h_stride;
   bool zero_centered;
+  float* sums;     // CUDA, for rows in several pieces (common/norm_plan.h): (N, pieces)
+  float* partial;  // CUDA: (2, chunks, C), each chunk's part of dpost_weight and dpre_weight
 };
 
 void dual_rms_norm_fwd_cpu(const DualRmsNormFwdParams& params);

@@ -8,8 +8,6 @@
 
 namespace grokkernels {
 
-inline constexpr int kRmsNormThreads = 512;  // of a block of the CUDA column: rows of 8192 stay in registers
-
 struct RmsNormFwdParams {
   DType dtype;           // of x, residual, y, h
   DType weight_dtype;    // float32 or dtype

@@ -13,6 +13,23 @@
 
 namespace grokkernels::device {
 
+// Vectors of a row that a thread holds.
+template <typename T>
+inline constexpr int kShare = kNormElements / kVector<T>;
+
+// The place of a block's piece: which part of which rows.
+struct Piece {
+  int64_t chunk, begin;
+  int columns;
+
+  GK_DEVICE Piece(const NormPlan& plan, int64_t cols) {
+    const unsigned pieces = static_cast<unsigned>(plan.pieces), piece = blockIdx.x % pieces;
+    chunk = blockIdx.x / pieces;
+    begin = int64_t{piece} * plan.span;
+    columns = cols - begin < plan.span ? static_cast<int>(cols - begin) : plan.span;
+  }
+};
+
 // The columns of one thread within a row, or within the piece of one that its block works on. Eight threads have 128
 // columns side by side: their vectors i are one line of 128 bytes or, without alignment, their elements j neighbours.
 template <typename T, bool kAligned>
@@ -34,7 +51,6 @@ struct Columns {
   }
 
   GK_DEVICE static int offset(int i, int j = 0) { return i * (8 * kCount) + j * (kAligned ? 1 : 8); }
-  GK_DEVICE int at(int i, int j = 0) const { return first + offset(i, j); }
   GK_DEVICE bool has(int i, int j = 0) const { return offset(i, j) < left; }
 
   // Vector i of a row of T as it is in memory; zeros beyond the end. Only what is `kept` goes through the L1 cache.
@@ -42,22 +58,22 @@ struct Columns {
   GK_DEVICE Words4 load(const T* row, int i) const {
     if constexpr (kAligned) {
       if (!has(i)) return {};
-      return kKept ? load_16_readonly(row + at(i)) : load_16_streaming(row + at(i));
+      return kKept ? load_16_readonly(row + first + offset(i)) : load_16_streaming(row + first + offset(i));
     } else {
       float x[kCount];
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) x[j] = has(i, j) ? widen(row[at(i, j)]) : 0.0f;
+      for (int j = 0; j < kCount; ++j) x[j] = has(i, j) ? widen((row + first)[offset(i, j)]) : 0.0f;
       return pack(x, T{});
     }
   }
 
   GK_DEVICE void store(T* row, int i, const float (&x)[kCount]) const {
     if constexpr (kAligned) {
-      if (has(i)) store_vector(row + at(i), x);
+      if (has(i)) store_vector(row + first + offset(i), x);
     } else {
 #pragma unroll
       for (int j = 0; j < kCount; ++j)
-        if (has(i, j)) row[at(i, j)] = narrow<T>(x[j]);
+        if (has(i, j)) (row + first)[offset(i, j)] = narrow<T>(x[j]);
     }
   }
 
@@ -66,13 +82,13 @@ struct Columns {
     if constexpr (kAligned) {
 #pragma unroll
       for (int j = 0; j < kCount; j += 4) {
-        const Words4 words = has(i) ? load_16_readonly(row + at(i) + j) : Words4{};
+        const Words4 words = has(i) ? load_16_readonly(row + first + offset(i, j)) : Words4{};
 #pragma unroll
         for (int k = 0; k < 4; ++k) x[j + k] = bits_to_float(words.word[k]);
       }
     } else {
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) x[j] = has(i, j) ? row[at(i, j)] : 0.0f;
+      for (int j = 0; j < kCount; ++j) x[j] = has(i, j) ? (row + first)[offset(i, j)] : 0.0f;
     }
   }
 
@@ -81,27 +97,26 @@ struct Columns {
       if (!has(i)) return;
 #pragma unroll
       for (int j = 0; j < kCount; j += 4)
-        store_16(row + at(i) + j, pack({x[j], x[j + 1], x[j + 2], x[j + 3]}, float{}));
+        store_16(row + first + offset(i, j), pack({x[j], x[j + 1], x[j + 2], x[j + 3]}, float{}));
     } else {
 #pragma unroll
       for (int j = 0; j < kCount; ++j)
-        if (has(i, j)) row[at(i, j)] = x[j];
+        if (has(i, j)) (row + first)[offset(i, j)] = x[j];
     }
   }
 
   // What columns are scaled by: a weight of float or T, from column `begin` on, plus `offset`.
-  template <int kShare>
   GK_DEVICE void load_scale(const void* weight, DType dtype, int64_t begin, float offset,
-                            float (&scale)[kShare][kCount]) const {
-    if (dtype == DType::float32) {
+                            float (&scale)[kShare<T>][kCount]) const {
+    if (sizeof(T) == sizeof(float) || dtype == DType::float32) {
 #pragma unroll
-      for (int i = 0; i < kShare; ++i) load_floats(static_cast<const float*>(weight) + begin, i, scale[i]);
+      for (int i = 0; i < kShare<T>; ++i) load_floats(static_cast<const float*>(weight) + begin, i, scale[i]);
     } else {
 #pragma unroll
-      for (int i = 0; i < kShare; ++i) unpack(load<true>(static_cast<const T*>(weight) + begin, i), scale[i], T{});
+      for (int i = 0; i < kShare<T>; ++i) unpack(load<true>(static_cast<const T*>(weight) + begin, i), scale[i], T{});
     }
 #pragma unroll
-    for (int i = 0; i < kShare; ++i)
+    for (int i = 0; i < kShare<T>; ++i)
 #pragma unroll
       for (int j = 0; j < kCount; ++j) scale[i][j] += offset;
   }
@@ -131,15 +146,16 @@ GK_DEVICE float sum_of_pieces(const float* sums, int64_t pieces, float* scratch)
 GK_DEVICE float* shared_floats() { return reinterpret_cast<float*>(dynamic_shared()); }
 
 // Writes the sums of x over the block's groups of rows, of `cols` columns, to a row of floats.
-template <typename T, bool kAligned, int kShare>
-GK_DEVICE void add_groups(const Columns<T, kAligned>& columns, float (&x)[kShare][kVector<T>], int cols, float* row) {
+template <typename T, bool kAligned>
+GK_DEVICE void add_groups(const Columns<T, kAligned>& columns, float (&x)[kShare<T>][kVector<T>], int cols,
+                          float* row) {
   if (blockDim.y > 1) {                  // short rows, never in pieces
     float* sums = shared_floats() + 64;  // (groups, columns)
 #pragma unroll
-    for (int i = 0; i < kShare; ++i)
+    for (int i = 0; i < kShare<T>; ++i)
 #pragma unroll
       for (int j = 0; j < kVector<T>; ++j)
-        if (columns.has(i, j)) sums[threadIdx.y * cols + columns.at(i, j)] = x[i][j];
+        if (columns.has(i, j)) sums[threadIdx.y * cols + columns.first + columns.offset(i, j)] = x[i][j];
     sync_threads();
     for (int c = threadIdx.y * blockDim.x + threadIdx.x; c < cols; c += blockDim.x * blockDim.y) {
       float sum = 0.0f;
@@ -149,7 +165,7 @@ GK_DEVICE void add_groups(const Columns<T, kAligned>& columns, float (&x)[kShare
     return;
   }
 #pragma unroll
-  for (int i = 0; i < kShare; ++i) columns.store_floats(row, i, x[i]);
+  for (int i = 0; i < kShare<T>; ++i) columns.store_floats(row, i, x[i]);
 }
 
 // dweight (C) = the sum of `partial` (chunks, C) over chunks, in a fixed order, in doubles. 32 columns to a block.

@@ -13,22 +13,6 @@ namespace {
 
 using namespace device;
 
-template <typename T>
-constexpr int kShare = kNormElements / kVector<T>;
-
-// The place of a block's piece: which part of which rows.
-struct Piece {
-  int64_t chunk, begin;
-  int columns;
-
-  GK_DEVICE Piece(const NormPlan& plan, int64_t cols) {
-    const unsigned pieces = static_cast<unsigned>(plan.pieces), piece = blockIdx.x % pieces;
-    chunk = blockIdx.x / pieces;
-    begin = int64_t{piece} * plan.span;
-    columns = cols - begin < plan.span ? static_cast<int>(cols - begin) : plan.span;
-  }
-};
-
 // What is normalised, and its sum of squares over this thread's columns. Writes h where it is a sum.
 template <typename T, bool kAligned>
 GK_DEVICE float load_row(const RmsNormFwdParams& p, int64_t row, int64_t begin, const Columns<T, kAligned>& columns,
@@ -66,7 +50,7 @@ GK_DEVICE float load_row(const RmsNormFwdParams& p, int64_t row, int64_t begin, 
 }
 
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kRmsNormThreads)
+__global__ void __launch_bounds__(kNormThreads, 1)
     rms_norm_fwd_sums_kernel(const __grid_constant__ RmsNormFwdParams p, const __grid_constant__ NormPlan plan) {
   const Piece piece(plan, p.cols);
   const Columns<T, kAligned> columns(piece.columns);
@@ -76,7 +60,7 @@ __global__ void __launch_bounds__(kRmsNormThreads)
 }
 
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kRmsNormThreads)
+__global__ void __launch_bounds__(kNormThreads, 1)
     rms_norm_fwd_kernel(const __grid_constant__ RmsNormFwdParams p, const __grid_constant__ NormPlan plan) {
   constexpr int kCount = kVector<T>;
   const Piece piece(plan, p.cols);
@@ -118,7 +102,7 @@ struct Gradients {
 };
 
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kRmsNormThreads)
+__global__ void __launch_bounds__(kNormThreads, 1)
     rms_norm_bwd_sums_kernel(const __grid_constant__ RmsNormBwdParams p, const __grid_constant__ NormPlan plan) {
   constexpr int kCount = kVector<T>;
   const Piece piece(plan, p.cols);
@@ -140,9 +124,8 @@ __global__ void __launch_bounds__(kRmsNormThreads)
   if (threadIdx.x == 0) p.sums[blockIdx.x] = dot;
 }
 
-// Bounds of more threads than there are hold the aligned kernel to 96 registers, so that more blocks fit.
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kAligned ? 640 : kRmsNormThreads)
+__global__ void __launch_bounds__(kNormThreads, 1)
     rms_norm_bwd_kernel(const __grid_constant__ RmsNormBwdParams p, const __grid_constant__ NormPlan plan) {
   constexpr int kCount = kVector<T>;
   const Piece piece(plan, p.cols);
@@ -154,6 +137,12 @@ __global__ void __launch_bounds__(kAligned ? 640 : kRmsNormThreads)
     const int64_t row = (piece.chunk * plan.steps + step) * blockDim.y + threadIdx.y;
     const auto columns = all.where(row < p.rows);
     const Gradients<T> in(p, row, piece.begin, columns);
+    Words4 dh[kShare<T>] = {};
+    if (p.dh != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kShare<T>; ++i)
+        dh[i] = columns.load(static_cast<const T*>(p.dh) + row * p.dh_stride + piece.begin, i);
+    }
     float dot = 0.0f;
 #pragma unroll
     for (int i = 0; i < kShare<T>; ++i) {
@@ -173,13 +162,12 @@ __global__ void __launch_bounds__(kAligned ? 640 : kRmsNormThreads)
     const float mean = dot / static_cast<float>(p.cols);
 #pragma unroll
     for (int i = 0; i < kShare<T>; ++i) {
-      float x[kCount], dx[kCount], dh[kCount] = {};
+      float x[kCount], dx[kCount], also[kCount];
       unpack(in.x[i], x, T{});
       unpack(in.dy[i], dx, T{});
-      if (p.dh != nullptr)
-        unpack(columns.load(static_cast<const T*>(p.dh) + row * p.dh_stride + piece.begin, i), dh, T{});
+      unpack(dh[i], also, T{});
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) dx[j] = fmaf(in.rstd, fmaf(-x[j] * in.rstd, mean, dx[j] * scale[i][j]), dh[j]);
+      for (int j = 0; j < kCount; ++j) dx[j] = fmaf(in.rstd, fmaf(-x[j] * in.rstd, mean, dx[j] * scale[i][j]), also[j]);
       columns.store(static_cast<T*>(p.dx) + row * p.cols + piece.begin, i, dx);
     }
   }
@@ -189,7 +177,7 @@ __global__ void __launch_bounds__(kAligned ? 640 : kRmsNormThreads)
 template <typename T>
 void forward(const RmsNormFwdParams& params, Stream stream) {
   RmsNormFwdParams p = params;
-  const NormPlan plan = norm_plan(p.rows, p.cols, kRmsNormThreads);
+  const NormPlan plan = norm_plan(p.rows, p.cols);
   with_alignment(norm_aligned<T>(p.cols, {p.x, p.residual, p.weight, p.y, p.h}, {p.x_stride, p.residual_stride}),
                  [&]<bool kAligned>() {
                    if (plan.pieces > 1) {
@@ -203,7 +191,7 @@ void forward(const RmsNormFwdParams& params, Stream stream) {
 
 template <typename T>
 void backward(const RmsNormBwdParams& p, Stream stream) {
-  const NormPlan plan = norm_plan(p.rows, p.cols, kRmsNormThreads);
+  const NormPlan plan = norm_plan(p.rows, p.cols);
   with_alignment(
       norm_aligned<T>(p.cols, {p.dy, p.dh, p.x, p.weight, p.dx, p.partial}, {p.dy_stride, p.dh_stride, p.x_stride}),
       [&]<bool kAligned>() {

@@ -1,7 +1,7 @@
 // dual_rms_norm: from torch tensors to the launchers. Schemas: grokkernels/ops/dual_rms_norm.py.
 #include "dual_rms_norm.h"
 
-#include "torch/column.h"
+#include "torch/norm_workspace.h"
 
 namespace grokkernels {
 namespace {
@@ -31,6 +31,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_fwd(const Tensor& x, co
   Tensor h = torch::stable::new_empty(x, x.sizes());
   Tensor post_rstd = new_tensor({xr.rows}, ScalarType::Float, x);
   Tensor pre_rstd = new_tensor({xr.rows}, ScalarType::Float, x);
+  Tensor sums = norm_sums(norm_plan(xr.rows, xr.cols), xr);
   GK_LAUNCH(dual_rms_norm_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = weight_dtype(post, pre, x, xr.cols),
@@ -47,7 +48,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_fwd(const Tensor& x, co
     .x_stride = xr.stride,
     .residual_stride = rr.stride,
     .eps = static_cast<float>(eps),
-    .zero_centered = zero_centered});
+    .zero_centered = zero_centered,
+    .sums = static_cast<float*>(sums.mutable_data_ptr())});
   return {y, h, post_rstd, pre_rstd};
 }
 
@@ -69,6 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_bwd(const Tensor& dy, c
   Tensor dresidual = torch::stable::new_empty(x, x.sizes());
   Tensor dpost = torch::stable::new_empty(post, post.sizes());
   Tensor dpre = torch::stable::new_empty(pre, pre.sizes());
+  const NormPlan plan = norm_plan(xr.rows, xr.cols);
+  Tensor sums = norm_sums(plan, xr), partial = norm_floats(2 * plan.chunks * xr.cols, x);
   GK_LAUNCH(dual_rms_norm_bwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = weight_dtype(post, pre, x, xr.cols),
@@ -90,7 +94,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_bwd(const Tensor& dy, c
     .dh_stride = dhr ? dhr->stride : 0,
     .x_stride = xr.stride,
     .h_stride = hr.stride,
-    .zero_centered = zero_centered});
+    .zero_centered = zero_centered,
+    .sums = static_cast<float*>(sums.mutable_data_ptr()),
+    .partial = static_cast<float*>(partial.mutable_data_ptr())});
   return {dx, dresidual, dpost, dpre};
 }
 

@@ -1,8 +1,7 @@
 // rms_norm: from torch tensors to the launchers. Schemas: grokkernels/ops/rms_norm.py.
 #include "rms_norm.h"
 
-#include "common/norm_plan.h"
-#include "torch/column.h"
+#include "torch/norm_workspace.h"
 
 namespace grokkernels {
 namespace {
@@ -12,16 +11,6 @@ DType weight_dtype(const Tensor& weight, const Tensor& x, int64_t cols) {
   check(weight.scalar_type() == ScalarType::Float || weight.scalar_type() == x.scalar_type(),
         "weight must be float32 or have the dtype of x");
   return native_dtype(weight, "weight");
-}
-
-// Workspace of a CUDA kernel; nothing for the others.
-Tensor floats(int64_t count, const Tensor& like) {
-  return new_tensor({kHostMemory ? 0 : count}, ScalarType::Float, like);
-}
-
-// For the sums of rows that are cut into pieces.
-Tensor sums_of_pieces(const NormPlan& plan, const Rows& x, const Tensor& like) {
-  return floats(plan.pieces > 1 ? x.rows * plan.pieces : 0, like);
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight,
@@ -39,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<
           "residual must have the shape and dtype of x");
     rr = rows_of(*residual);
   }
-  Tensor sums = sums_of_pieces(norm_plan(xr.rows, xr.cols, kRmsNormThreads), xr, x);
+  Tensor sums = norm_sums(norm_plan(xr.rows, xr.cols), xr);
   GK_LAUNCH(rms_norm_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = wdtype,
@@ -86,8 +75,8 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Te
   }
   Tensor dx = torch::stable::new_empty(x, x.sizes());
   Tensor dweight = torch::stable::new_empty(w, w.sizes());
-  const NormPlan plan = norm_plan(xr.rows, xr.cols, kRmsNormThreads);
-  Tensor sums = sums_of_pieces(plan, xr, x), partial = floats(plan.chunks * xr.cols, x);
+  const NormPlan plan = norm_plan(xr.rows, xr.cols);
+  Tensor sums = norm_sums(plan, xr), partial = norm_floats(plan.chunks * xr.cols, x);
   GK_LAUNCH(rms_norm_bwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = wdtype,

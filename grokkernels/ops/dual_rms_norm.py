@@ -82,7 +82,7 @@ _fwd = dispatch.define(
 )
 
 
-def _supports_cpu(
+def _supports_native(
     x: torch.Tensor,
     residual: torch.Tensor,
     post_weight: torch.Tensor,
@@ -98,7 +98,7 @@ def _supports_cpu(
     return dispatch.native_dtypes(x=x, residual=residual, post_weight=post_weight)
 
 
-ROW = dispatch.Row("dual_rms_norm", {"cpu": _supports_cpu})
+ROW = dispatch.Row("dual_rms_norm", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def dual_rms_norm(

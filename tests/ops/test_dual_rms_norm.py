@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
+from grokkernels import native
 from grokkernels.testing import judge
 from grokkernels.testing.cases import dual_rms_norm as cases
 from tests.suite import CaseTableTests
@@ -71,6 +72,29 @@ def test_rows_do_not_see_each_other() -> None:
         assert all(torch.equal(o[row], s) for o, s in zip(outputs, single, strict=True))
         for whole, alone in zip(gradients, torch.autograd.grad(sum(o.sum() for o in single), one), strict=True):
             assert torch.equal(whole[row], alone)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("shape", [(9, 24), (1100, 520), (3, 9001)])
+def test_device_repeats_itself(shape: tuple[int, int], seed: int) -> None:
+    """Whatever the order of its threads, the device gives the same bits, whatever other rows are there."""
+    rows, cols = shape
+    tensors = [*torch.randn(2, rows, cols), *(torch.rand(2, cols) + 0.5)]
+
+    def call(part: slice) -> list[torch.Tensor]:
+        leaves = [t[part].clone().requires_grad_() for t in tensors[:2]] + [t.clone() for t in tensors[2:]]
+        outputs = grokkernels.dual_rms_norm(*leaves, backend="emulated")
+        return [*outputs, *torch.autograd.grad(sum(o.square().sum() for o in outputs), leaves[:2])]
+
+    expected = call(slice(None))
+    native.emulated.set_seed(seed)
+    try:
+        got, alone = call(slice(None)), call(slice(2, 3))
+    finally:
+        native.emulated.set_seed(0)
+    for whole, again, one in zip(expected, got, alone, strict=True):
+        assert torch.equal(again, whole)
+        assert torch.equal(one, whole[2:3])
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,9 @@ GK_DEVICE Words4 load_16_streaming(const void* p) {
 // The same, kept in the L1 cache: read by several blocks or several times (weights, tables).
 GK_DEVICE Words4 load_16_readonly(const void* p) {
   Words4 v;
-  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
-      : "l"(p));
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.word[0]), "=r"(v.word[1]), "=r"(v.word[2]), "=r"(v.word[3])
+               : "l"(p));
   return v;
 }
 

@@ -39,6 +39,7 @@ TABLE = Table(
         case(3000, 24, why="many rows: the error of the weight gradients must not grow with their number"),
         case(2, 6144, why="the width of Grok-1"),
         case(5, 20001, why="rows too long to be taken in groups"),
+        case(2, 9008, why="a row longer than the registers of a block of 512 threads"),
         case(0, 8, why="no row at all"),
         case(7, 48, zero_centered=True),
         case(9, 48, weight_dtype=torch.float32, why="Grok keeps float32 scales beside bfloat16 activations"),
