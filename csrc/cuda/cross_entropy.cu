@@ -1,10 +1,11 @@
 // cross_entropy: the loss of logits (N, V) against targets (N), and dlogits (N, V). Forward reads the logits once,
 // backward once more.
 //
-// A block takes kCrossEntropyColumns columns of a row, 32 to a thread, all of them on their way before the first is
-// used: 16 KiB (16-bit) or 32 KiB in flight per block. So one long row fills many multiprocessors, and a row is cut and
-// merged in the same way whatever the batch: its loss depends on nothing else. A row of several ranges leaves a RowSum
-// per range, which a second kernel merges in order; a third reduces the rows' losses. The host learns nothing.
+// A block takes kCrossEntropyColumns columns of a row, eight 16-byte vectors to a thread, all of them on their way
+// before the first is used: 16 KiB (16-bit) or 32 KiB in flight per block. So one long row fills many multiprocessors,
+// and a row is cut and merged in the same way whatever the batch: its loss depends on nothing else. A row of several
+// ranges leaves a RowSum per range, which a second kernel merges in order; a third reduces the rows' losses. The host
+// learns nothing.
 //
 // The online logsumexp: Milakov and Gimelshein, arXiv:1805.02867.
 #include "cross_entropy.h"
@@ -16,10 +17,10 @@ namespace {
 
 using namespace device;
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kColumns = kCrossEntropyColumns;
-constexpr int kPerThread = kColumns / kThreads;
-constexpr int kReduceThreads = 1024;
+template <typename T>
+constexpr int kThreads = kColumns / (8 * kVector<T>);  // of a block: 256, or 128 for 16-bit logits
+constexpr int kMergeWarps = 8, kReduceThreads = 1024;
 static_assert(sizeof(RowSum) == cross_entropy_workspace(1, 2 * kColumns) / 2);
 
 // Columns [c, c + kVector<T>) of x as 16 bytes; zeros for those outside [begin, end). `aligned`: x + c is.
@@ -35,7 +36,7 @@ GK_DEVICE Words4 load_columns(const T* x, int c, int begin, int end, bool aligne
 // Where a thread's vector v begins in its block's range.
 template <typename T>
 GK_DEVICE int column_of(int v) {
-  return (v * kThreads + static_cast<int>(threadIdx.x)) * kVector<T>;
+  return (v * kThreads<T> + static_cast<int>(threadIdx.x)) * kVector<T>;
 }
 
 template <typename T>
@@ -61,7 +62,7 @@ GK_DEVICE void finish_row(const CrossEntropyFwdParams& p, const LossTerms& terms
 }
 
 template <bool kCapped, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads<T>)
     cross_entropy_fwd_kernel(const __grid_constant__ CrossEntropyFwdParams p, const __grid_constant__ LossTerms terms,
                              unsigned parts) {
   const int64_t row = blockIdx.x / parts, begin = int64_t{blockIdx.x % parts} * kColumns;
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
   const int count = static_cast<int>(p.cols - begin < kColumns ? p.cols - begin : kColumns);
   const bool aligned = reinterpret_cast<uintptr_t>(x) % 16 == 0;
 
-  constexpr int kVectors = kPerThread / kVector<T>;
+  constexpr int kVectors = 8, kPerThread = 8 * kVector<T>, kWarps = kThreads<T> / 32;
   Words4 words[kVectors];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) words[v] = load_columns(x, column_of<T>(v), 0, count, aligned);
@@ -82,10 +83,11 @@ __global__ void __launch_bounds__(kThreads)
   float z[kPerThread];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    float logits[kVector<T>];
-    unpack(words[v], logits, T{});
+    float x[kVector<T>];
+    unpack(words[v], x, T{});
+    squash<kCapped>(terms, x);
 #pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) z[v * kVector<T> + i] = squash<kCapped>(terms, logits[i]);
+    for (int i = 0; i < kVector<T>; ++i) z[v * kVector<T> + i] = x[i];
   }
   if (terms.label_smoothing > 0) {
 #pragma unroll
@@ -99,11 +101,11 @@ __global__ void __launch_bounds__(kThreads)
   add_columns<T>(mine, z);
 
   RowSum* sums = reinterpret_cast<RowSum*>(dynamic_shared());
-  RowSum sum = merge_lanes(mine);
+  RowSum sum = merge_lanes(terms, mine);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
   sync_threads();
   if (threadIdx.x >= 32) return;
-  sum = merge_lanes<kWarps>(sums[threadIdx.x % kWarps]);
+  sum = merge_lanes<kWarps>(terms, sums[threadIdx.x % kWarps]);
   if (threadIdx.x != 0) return;
   if (parts == 1)
     finish_row<kCapped, T>(p, terms, row, sum);
@@ -113,16 +115,16 @@ __global__ void __launch_bounds__(kThreads)
 
 // A warp merges the ranges of a row.
 template <bool kCapped, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMergeWarps * 32)
     cross_entropy_merge_kernel(const __grid_constant__ CrossEntropyFwdParams p, const __grid_constant__ LossTerms terms,
                                int parts) {
-  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
+  const int64_t row = int64_t{blockIdx.x} * kMergeWarps + threadIdx.x / 32;
   if (row >= p.rows) return;
   RowSum sum;
   if (target_of(p.targets, row) != terms.ignore_index) {
     for (int part = lane_id(); part < parts; part += 32)
       merge(sum, static_cast<RowSum*>(p.partials)[row * parts + part]);
-    sum = merge_lanes(sum);
+    sum = merge_lanes(terms, sum);
   }
   if (lane_id() == 0) finish_row<kCapped, T>(p, terms, row, sum);
 }
@@ -158,7 +160,7 @@ __global__ void __launch_bounds__(kReduceThreads)
 // Vectors lie where dlogits is aligned: a row that does not begin there has its first and last columns one by one, and
 // its ranges begin as much earlier.
 template <bool kCapped, typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads<T>)
     cross_entropy_bwd_kernel(const __grid_constant__ CrossEntropyBwdParams p, const __grid_constant__ LossTerms terms,
                              unsigned parts) {
   const int64_t row = blockIdx.x / parts;
@@ -170,7 +172,7 @@ __global__ void __launch_bounds__(kThreads)
   const int end = static_cast<int>(p.cols - first < kColumns ? p.cols - first : kColumns);
   T* dx = dx_row + first;
 
-  constexpr int kVectors = kPerThread / kVector<T>;
+  constexpr int kVectors = 8;
   auto store = [&](int c, const float(&gradient)[kVector<T>]) {
     if (c >= begin && c + kVector<T> <= end) {
       store_vector_streaming(dx + c, gradient);
@@ -194,19 +196,17 @@ __global__ void __launch_bounds__(kThreads)
   for (int v = 0; v < kVectors; ++v) words[v] = load_columns(x, column_of<T>(v), begin, end, aligned);
 
   const float dloss = p.dloss[row * p.dloss_stride];
-  const RowGradient terms_of_row =
+  const RowGradient gradient_of_row =
       row_gradient(terms, p.lse[row], p.options.reduction == Reduction::mean ? dloss / *p.divisor : dloss);
   const int64_t ahead = target - first;
-  const int target_column = ahead >= 0 && ahead < kColumns ? static_cast<int>(ahead) : -1;
+  const int target_column = ahead >= 0 && ahead < kColumns ? static_cast<int>(ahead) : -kColumns;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int c = column_of<T>(v);
-    float logits[kVector<T>], gradient[kVector<T>];
+    float logits[kVector<T>];
     unpack(words[v], logits, T{});
-#pragma unroll
-    for (int i = 0; i < kVector<T>; ++i)
-      gradient[i] = logit_gradient<kCapped, T>(terms, terms_of_row, logits[i], c + i == target_column);
-    store(c, gradient);
+    logit_gradients<kCapped, T>(terms, gradient_of_row, logits, target_column - c);
+    store(c, logits);
   }
 }
 
@@ -221,12 +221,12 @@ void forward(const CrossEntropyFwdParams& p, Stream stream) {
   const LossTerms terms = loss_terms(p.options, p.cols);
   const auto parts = static_cast<unsigned>(cross_entropy_parts(p.cols));
   launch(cross_entropy_fwd_kernel<kCapped, T>,
-         {.grid = {blocks(p.rows, parts)}, .block = {kThreads}, .shared_bytes = kWarps * sizeof(RowSum)}, stream, p,
-         terms, parts);
+         {.grid = {blocks(p.rows, parts)}, .block = {kThreads<T>}, .shared_bytes = kThreads<T> / 32 * sizeof(RowSum)},
+         stream, p, terms, parts);
   if (parts > 1)
     launch(cross_entropy_merge_kernel<kCapped, T>,
-           {.grid = {static_cast<unsigned>((p.rows + kWarps - 1) / kWarps)}, .block = {kThreads}}, stream, p, terms,
-           static_cast<int>(parts));
+           {.grid = {static_cast<unsigned>((p.rows + kMergeWarps - 1) / kMergeWarps)}, .block = {kMergeWarps * 32}},
+           stream, p, terms, static_cast<int>(parts));
   if (p.options.reduction != Reduction::none)
     launch(cross_entropy_reduce_kernel, {.block = {kReduceThreads}, .shared_bytes = 2 * kReduceThreads / 32 * 8},
            stream, p);
@@ -239,7 +239,7 @@ void backward(const CrossEntropyBwdParams& p, Stream stream) {
            p);
   const int64_t longest = p.cols + (vectorizable<T>(p.dlogits, p.cols) ? 0 : kVector<T> - 1);
   const auto parts = static_cast<unsigned>(cross_entropy_parts(longest));
-  launch(cross_entropy_bwd_kernel<kCapped, T>, {.grid = {blocks(p.rows, parts)}, .block = {kThreads}}, stream, p,
+  launch(cross_entropy_bwd_kernel<kCapped, T>, {.grid = {blocks(p.rows, parts)}, .block = {kThreads<T>}}, stream, p,
          loss_terms(p.options, p.cols), parts);
 }
 
