@@ -7,6 +7,7 @@
 //
 // Persistent tiles over groups are MegaBlocks' idea (Gale et al. 2022) in the form of CUTLASS's grouped kernels.
 #include "cuda/gemm.cuh"
+#include "cuda/grouped_mm/grouped_mm_sm90.h"
 #include "cuda/groups.cuh"
 #include "grouped_mm.h"
 
@@ -121,15 +122,20 @@ void weight_gradient(const GroupedMmWgradParams& p, Stream stream) {
     launch_wgrad<T, Layout::any, Layout::any>(p, stream);
 }
 
+// Chips of compute capability 9 alone have what grouped_mm_sm90.cu is written in.
+bool on_hopper() { return device_architecture() / 10 == 9; }
+
 }  // namespace
 
 void grouped_mm_cuda(const GroupedMmParams& p, Stream stream) {
   check_sizes("grouped_mm", p.rows, p.depth, p.cols, p.groups);
+  if (on_hopper() && grouped_mm_sm90(p, stream)) return;
   GK_SWITCH_DTYPE(p.dtype, T, forward<T>(p, stream));
 }
 
 void grouped_mm_wgrad_cuda(const GroupedMmWgradParams& p, Stream stream) {
   check_sizes("grouped_mm", p.rows, p.depth, p.cols, p.groups);
+  if (on_hopper() && grouped_mm_wgrad_sm90(p, stream)) return;
   GK_SWITCH_DTYPE(p.dtype, T, weight_gradient<T>(p, stream));
 }
 

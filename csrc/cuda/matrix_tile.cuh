@@ -42,6 +42,20 @@ struct MatrixTile {
     }
   }
 
+  // The same into the blocks of the cluster whose bits are set.
+  template <typename... Rest>
+  GK_DEVICE void load_multicast(const TensorMap& map, uint32_t barrier, uint16_t blocks, int side, int depth,
+                                Rest... rest) const {
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) {
+      const uint32_t to = base + panel * kPanelBytes;
+      if constexpr (kTransposed)
+        tma_load_multicast(to, map, barrier, blocks, side + panel * kInRow, depth, rest...);
+      else
+        tma_load_multicast(to, map, barrier, blocks, depth + panel * kInRow, side, rest...);
+    }
+  }
+
   // The part wgmma number `step` takes along the depth (16 elements), from `side` on: a multiple of 8, or of kInRow
   // when transposed.
   GK_DEVICE uint64_t descriptor(int step, int side = 0) const {

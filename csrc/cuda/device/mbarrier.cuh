@@ -31,9 +31,15 @@ GK_DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// At a barrier of any block of the cluster: an address that map_shared_rank gave. What this thread did before is seen
-// by who waits there with mbarrier_wait_cluster.
+// At a barrier of any block of the cluster: an address that map_shared_rank gave. Says that this thread has read shared
+// memory; what it wrote is not seen by the other block's threads.
 GK_DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// The same, and what this thread wrote before is seen by who waits there with mbarrier_wait_cluster. Costs a fence of the
+// whole device's memory.
+GK_DEVICE void mbarrier_arrive_cluster_release(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 

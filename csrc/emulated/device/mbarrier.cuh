@@ -14,6 +14,7 @@ GK_DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
 }
 GK_DEVICE void mbarrier_expect(uint32_t barrier, uint32_t bytes) { emulated::mbarrier_arrive(barrier, bytes, 0); }
 GK_DEVICE void mbarrier_arrive_cluster(uint32_t barrier) { emulated::mbarrier_arrive(barrier, 0, 1); }
+GK_DEVICE void mbarrier_arrive_cluster_release(uint32_t barrier) { emulated::mbarrier_arrive(barrier, 0, 1); }
 GK_DEVICE void mbarrier_arrive_after_copies(uint32_t barrier) { emulated::mbarrier_arrive_after_copies(barrier); }
 GK_DEVICE void mbarrier_wait(uint32_t barrier, uint32_t parity) { emulated::mbarrier_wait(barrier, parity); }
 GK_DEVICE void mbarrier_wait_cluster(uint32_t barrier, uint32_t parity) { emulated::mbarrier_wait(barrier, parity); }

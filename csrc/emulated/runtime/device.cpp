@@ -140,26 +140,46 @@ void progress() {
   }
 }
 
+// What the lanes of a warp wait for: "lanes 0, 2-31: an mbarrier at offset 64, parity 1 (pending: 1 arrivals, 0 bytes)".
+std::string waits_of(const Warp& warp) {
+  std::string words;
+  uint32_t told = 0;
+  for (int lane = 0; lane < warp.lanes; ++lane) {
+    const Fiber& first = *warp.lane[lane];
+    if (first.done || (told >> lane & 1) != 0) continue;
+    std::string lanes;
+    for (int i = lane; i < warp.lanes; ++i) {
+      const auto same = [&](int other) {
+        const Fiber& f = *warp.lane[other];
+        return !f.done && std::strcmp(f.waits_on, first.waits_on) == 0 &&
+               f.barrier_address == first.barrier_address && f.barrier_parity == first.barrier_parity;
+      };
+      if (!same(i)) continue;
+      int last = i;
+      while (last + 1 < warp.lanes && same(last + 1)) ++last;
+      for (int j = i; j <= last; ++j) told |= 1u << j;
+      lanes += (lanes.empty() ? "" : ", ") + std::to_string(i) + (last > i ? "-" + std::to_string(last) : "");
+      i = last;
+    }
+    words += (words.empty() ? "" : ", ") + ("lanes " + lanes) + ": " + first.waits_on;
+    if (first.barrier_address == 0) continue;
+    const Mbarrier& barrier = first.block->mbarriers.at(first.barrier_address);
+    words += " at offset " + std::to_string(first.barrier_address - kSharedBase) + ", parity " +
+             std::to_string(first.barrier_parity) + " (pending: " + std::to_string(barrier.pending) + " arrivals, " +
+             std::to_string(barrier.bytes) + " bytes)";
+  }
+  return words;
+}
+
 std::string deadlock(const Cluster& cluster) {
   std::string words = "deadlock: no thread can run";
   int shown = 0;
   for (const Warp& warp : cluster.warps) {
-    const Fiber* first = nullptr;
-    int waiting = 0;
-    for (int lane = 0; lane < warp.lanes; ++lane) {
-      if (warp.lane[lane]->done) continue;
-      if (first == nullptr) first = warp.lane[lane];
-      ++waiting;
-    }
-    if (first == nullptr) continue;
+    const std::string waits = waits_of(warp);
+    if (waits.empty()) continue;
     if (++shown > 8) return words + "; ...";
-    words += "; block " + std::to_string(first->block->index.x) + " warp " + std::to_string(first->index / 32) + " (" +
-             std::to_string(waiting) + " lanes): lane " + std::to_string(first->lane) + " waits on " + first->waits_on;
-    if (first->barrier_address == 0) continue;
-    const Mbarrier& barrier = first->block->mbarriers.at(first->barrier_address);
-    words += " at offset " + std::to_string(first->barrier_address - kSharedBase) + ", parity " +
-             std::to_string(first->barrier_parity) + " (pending: " + std::to_string(barrier.pending) + " arrivals, " +
-             std::to_string(barrier.bytes) + " bytes)";
+    words += "; block " + std::to_string(warp.block->index.x) + " warp " + std::to_string(warp.lane[0]->index / 32) +
+             " waits: " + waits;
   }
   return words;
 }

@@ -93,7 +93,7 @@ void check_mistakes() {
   check_mistake(Mistake::none, "right");
   check_mistake(Mistake::expects_more_bytes, "deadlock");
   check_mistake(Mistake::expects_more_bytes,
-                "waits on an mbarrier at offset 16384, parity 0 (pending: 0 arrivals, 16 bytes)");
+                "warp 0 waits: lanes 0-31: an mbarrier at offset 16384, parity 0 (pending: 0 arrivals, 16 bytes)");
   check_mistake(Mistake::reads_early, "NaN");
   check_mistake(Mistake::no_fence, "without a wgmma_fence");
   check_mistake(Mistake::lanes_differ, "the lanes of a warp do not agree");

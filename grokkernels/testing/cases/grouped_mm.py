@@ -25,6 +25,7 @@ def case(groups: tuple[int, ...], depth: int, cols: int, *, unused: int = 0, mt:
 
 TABLE = Table(
     op=grouped_mm,
+    architectures=("sm_80", "sm_90"),
     reference=reference,
     grad=("x", "w"),
     cases=(
