@@ -59,15 +59,17 @@ def launches(table: Table, case: Case, dtype: torch.dtype) -> Counter[str]:
     return threads
 
 
-def cheapest_cover(op: str, architecture: str) -> tuple[list[Work], set[str]]:
-    """Few, small cases of a row that launch every kernel that any of its cases launches; and those kernels."""
+def cheapest_cover(op: str, architecture: str, wanted: set[str] | None = None) -> tuple[list[Work], set[str]]:
+    """Few, small cases of a row that launch every kernel (of `wanted`) that any of its cases launches; and those
+    kernels."""
     with judge.at_level(architecture):
         todo = [(table, case, dtype) for table in ROWS[op] for case in table.cases for dtype in table.dtypes]
         counted = [(launches(*work), work) for work in todo]
     chosen: list[Work] = []
     covered: set[str] = set()
     for threads, work in sorted(counted, key=lambda pair: pair[0].total()):
-        if set(threads) - covered:
+        new = set(threads) & wanted if wanted is not None else set(threads)
+        if new - covered:
             chosen.append(work)
-            covered |= set(threads)
+            covered |= new
     return chosen, covered
