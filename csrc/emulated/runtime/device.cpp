@@ -32,6 +32,9 @@ struct Worker {
   char* shared = nullptr;
   uint64_t random_state = 1;
   bool random = false;
+  // How readily loads land and wgmma are carried out, 0 (only when waited for) to 5: drawn anew for every cluster,
+  // since some mistakes need the one early and the other late.
+  int load_pace = 3, matrix_pace = 3;
   std::string error;
   uint64_t switches = 0, barriers = 0, collectives = 0;
 
@@ -129,9 +132,10 @@ void progress() {
   const Unwatched unwatched;
   Worker& w = worker();
   Cluster& cluster = w.cluster;
-  if (!cluster.in_flight.empty() && w.below(2) == 0) return run_in_flight(cluster, w.below(cluster.in_flight.size()));
+  const auto go = [&w](int pace) { return (w.random_number() & 15) < (1u << pace) >> 1; };
+  if (!cluster.in_flight.empty() && go(w.load_pace)) return run_in_flight(cluster, w.below(cluster.in_flight.size()));
   Warp& warp = cluster.warps[w.below(cluster.warps.size())];
-  if (warp.matrix_done < warp.matrix_operations.size()) return run_matrix(warp);
+  if (warp.matrix_done < warp.matrix_operations.size() && go(w.matrix_pace)) return run_matrix(warp);
   Fiber& fiber = *warp.lane[w.below(static_cast<size_t>(warp.lanes))];
   if (!fiber.copies.empty()) return run_copy(fiber.copies[w.below(fiber.copies.size())]);
   if (!fiber.bulk_groups.empty()) {
@@ -140,7 +144,8 @@ void progress() {
   }
 }
 
-// What the lanes of a warp wait for: "lanes 0, 2-31: an mbarrier at offset 64, parity 1 (pending: 1 arrivals, 0 bytes)".
+// What the lanes of a warp wait for: "lanes 0, 2-31: an mbarrier at offset 64, parity 1 (pending: 1 arrivals, 0
+// bytes)".
 std::string waits_of(const Warp& warp) {
   std::string words;
   uint32_t told = 0;
@@ -151,8 +156,8 @@ std::string waits_of(const Warp& warp) {
     for (int i = lane; i < warp.lanes; ++i) {
       const auto same = [&](int other) {
         const Fiber& f = *warp.lane[other];
-        return !f.done && std::strcmp(f.waits_on, first.waits_on) == 0 &&
-               f.barrier_address == first.barrier_address && f.barrier_parity == first.barrier_parity;
+        return !f.done && std::strcmp(f.waits_on, first.waits_on) == 0 && f.barrier_address == first.barrier_address &&
+               f.barrier_parity == first.barrier_parity;
       };
       if (!same(i)) continue;
       int last = i;
@@ -916,6 +921,8 @@ void run_grid(const LaunchShape& shape, const std::function<void()>& thread) {
       w.random_state = (set.seed * 0x9E3779B97F4A7C15u) ^ ((i + 1) * 0xD1B54A32D192ED03u);
       if (w.random_state == 0) w.random_state = 1;
       w.random_number();
+      w.load_pace = static_cast<int>(w.below(6));
+      w.matrix_pace = static_cast<int>(w.below(6));
       const uint64_t block = i * shape.cluster;
       const uint64_t row = block / shape.grid.x;
       run_cluster(w, {static_cast<unsigned>(block % shape.grid.x), static_cast<unsigned>(row % shape.grid.y),
