@@ -78,7 +78,9 @@ GK_DEVICE void clear_rows(const Ring& ring, int left) {
   const int count = (Gemm::kStep - left) * kRowChunks, thread = static_cast<int>(threadIdx.x) - 128;
   const uint32_t first = ring.left().base + static_cast<uint32_t>(left) * 128;
   static_assert(Gemm::Left::kPanelBytes == Gemm::Right::kPanelBytes);
+#pragma unroll 1
   for (int panel = 0; panel < Gemm::Left::kPanels + Gemm::Right::kPanels; ++panel)
+#pragma unroll 1
     for (int i = thread; i < count; i += 256)
       store_shared_16(first + panel * Gemm::Left::kPanelBytes + i * 16, {{0, 0, 0, 0}});
   fence_proxy_async();

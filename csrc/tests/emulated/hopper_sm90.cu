@@ -132,7 +132,12 @@ __global__ __launch_bounds__(128) void exchange_kernel(const float* x, float* y)
   if (thread < 16)
     store_cluster_16(map_shared_rank(passed, before) + thread * 16,
                      load_cluster_16(map_shared_rank(own, rank) + thread * 16));
-  if (thread == 0) mbarrier_arrive_cluster_release(map_shared_rank(barrier, 0));
+  if (thread == 0) {
+    if (rank == 0)  // has written nothing that rank 0 reads
+      mbarrier_arrive_cluster(map_shared_rank(barrier, 0));
+    else
+      mbarrier_arrive_cluster_release(map_shared_rank(barrier, 0));
+  }
   if (rank == 0 && thread == 0) bulk_load(first, x, 256, landed);
   if (rank != 0 && thread < 64)
     store_cluster_4(map_shared_rank(first, rank) + thread * 4, load_cluster_4(map_shared_rank(own, 0) + thread * 4));
