@@ -408,9 +408,11 @@ KERNEL_OF(cluster_of_one, 64, {
   out[320 + lane] = load_cluster_4(mapped + 1024 + 4 * static_cast<uint32_t>(lane ^ 33));
   cluster_sync();
   store_shared_4(base + 4 * static_cast<uint32_t>(lane), in[512 + lane]);
-  mbarrier_arrive_cluster(map_shared_rank(barrier, 0));
+  mbarrier_arrive_cluster_release(map_shared_rank(barrier, 0));
   mbarrier_wait_cluster(barrier, 0);
   out[384 + lane] = load_shared_4(base + 4 * static_cast<uint32_t>(63 - lane));
+  mbarrier_arrive_cluster(map_shared_rank(barrier, 0));
+  mbarrier_wait(barrier, 1);
 })
 
 }  // namespace grokkernels
