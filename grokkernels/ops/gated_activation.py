@@ -49,11 +49,11 @@ _fwd = dispatch.define(
 )
 
 
-def _supports_cpu(gate: torch.Tensor, up: torch.Tensor, kind: str = "gelu_tanh") -> str | None:
+def _supports_native(gate: torch.Tensor, up: torch.Tensor, kind: str = "gelu_tanh") -> str | None:
     return dispatch.native_dtypes(gate=gate, up=up)
 
 
-ROW = dispatch.Row("gated_activation", {"cpu": _supports_cpu})
+ROW = dispatch.Row("gated_activation", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def gated_activation(

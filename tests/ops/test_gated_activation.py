@@ -33,14 +33,15 @@ def test_drawn_shapes(rows: int, cols: int, kind: str, std: float, dtype: torch.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_halves_of_one_tensor(kind: str) -> None:
+@pytest.mark.parametrize(("backend", "cols"), [("cpu", 33), ("emulated", 33), ("emulated", 64)])
+def test_halves_of_one_tensor(backend: str, cols: int, kind: str) -> None:
     """As a fused projection leaves them: read in place, and the same numbers as from tensors of their own."""
-    both = torch.randn(7, 2 * 33).requires_grad_()
+    both = torch.randn(7, 2 * cols).requires_grad_()
     gate, up = both.chunk(2, dim=-1)
-    expected = grokkernels.gated_activation(gate.contiguous(), up.contiguous(), kind, backend="cpu")
-    calls = native_calls(lambda: grokkernels.gated_activation(gate, up, kind, backend="cpu"))
+    expected = grokkernels.gated_activation(gate.contiguous(), up.contiguous(), kind, backend=backend)
+    calls = native_calls(lambda: grokkernels.gated_activation(gate, up, kind, backend=backend))
     assert [arguments[0].data_ptr() for _, arguments, _ in calls] == [both.data_ptr()]
-    y = grokkernels.gated_activation(gate, up, kind, backend="cpu")
+    y = grokkernels.gated_activation(gate, up, kind, backend=backend)
     assert torch.equal(y, expected)
     (gradient,) = torch.autograd.grad(y.sum(), both, retain_graph=True)
     (wanted,) = torch.autograd.grad(expected.sum(), both)
@@ -64,10 +65,11 @@ def test_large_outputs_are_streamed_and_equal(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_values(kind: str) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_special_values(backend: str, kind: str) -> None:
     """Far out the activations are 0 and g, their slopes 0 and 1; NaN stays NaN."""
     gate = torch.tensor([-1e30, -1000.0, -0.0, 0.0, 1000.0, 1e30, float("nan")], requires_grad=True)
-    y = grokkernels.gated_activation(gate, torch.ones(7), kind, backend="cpu")
+    y = grokkernels.gated_activation(gate, torch.ones(7), kind, backend=backend)
     (slope,) = torch.autograd.grad(y.sum(), gate)
     assert y[:4].abs().max() == 0
     assert torch.equal(y[4:6], gate[4:6])
@@ -75,6 +77,15 @@ def test_special_values(kind: str) -> None:
     assert slope[:2].abs().max() == 0
     assert torch.equal(slope[4:6], torch.ones(2))
     assert slope[2] == slope[3] == (0.0 if kind == "relu" else 0.5)
+
+
+def test_device_takes_aligned_blocks_and_odd_ends() -> None:
+    """One row of several blocks whose last is not full, with its start on and off a 16-byte boundary: the same bits."""
+    memory = torch.randn(2, 10004)
+    gate, up = memory[:, :10000]
+    expected = grokkernels.gated_activation(gate.contiguous(), up.contiguous(), backend="emulated")
+    odd_gate, odd_up = torch.empty(2, 10001)[:, 1:].copy_(memory[:, :10000])
+    assert torch.equal(grokkernels.gated_activation(odd_gate, odd_up, backend="emulated"), expected)
 
 
 @pytest.mark.parametrize(
