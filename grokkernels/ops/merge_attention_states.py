@@ -61,13 +61,13 @@ _fwd = dispatch.define(
 )
 
 
-def _supports_cpu(o1: torch.Tensor, lse1: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor) -> str | None:
+def _supports_native(o1: torch.Tensor, lse1: torch.Tensor, o2: torch.Tensor, lse2: torch.Tensor) -> str | None:
     if lse1.dtype != torch.float32 or lse2.dtype != torch.float32:
         return f"lse1 is {lse1.dtype} and lse2 {lse2.dtype}; float32 is supported"
     return dispatch.native_dtypes(o1=o1, o2=o2)
 
 
-ROW = dispatch.Row("merge_attention_states", {"cpu": _supports_cpu})
+ROW = dispatch.Row("merge_attention_states", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def merge_attention_states(
