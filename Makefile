@@ -5,20 +5,29 @@
 #   make golden   the transformer against the official code's tensors: the largest error of each
 #   make lint     formatting and static checks         make format  apply the formatting
 #   make bench    pytest-benchmark                     make verify  case tables against float64, all CPU levels
-#   make sanitize AddressSanitizer and UndefinedBehaviorSanitizer: C++ unit tests and case tables
+#   make cuda-check  every CUDA kernel through nvcc for four architectures, held to its budget (no GPU needed)
+#   make sanitize memory and race checks: C++ unit tests, every case table, the CUDA kernels thread by thread
+#   make coverage which lines of the CUDA kernels the case tables run
+#   make gpu-model  predicted times of the kernels      make gpu  conformance, tests and benchmarks on a GPU
 #   make cpp      the torch-free libraries and their C++ unit tests (CMake)
 #   make dist-check  sdist and wheel, built, installed and tried in an environment of their own
 #   make new-op NAME=x   the stubs of a new row
+comma   := ,
 PYTHON  ?= python3
 VENV    ?= .venv
 # On machines with a GPU choose the torch you want: make test TORCH=torch
 TORCH   ?= torch==2.13.0
 MINUTES ?= 3
+# What is built: the CPU kernels, and the CUDA kernels on the emulated device. On machines with a GPU: cpu,cuda,emulated
+COLUMNS ?= cpu,emulated
+# NVIDIA's compiler packages, where there is no toolkit.
+NVCC_EXTRA := $(if $(CUDA_HOME)$(shell command -v nvcc 2>/dev/null),,$(comma)cuda)
 BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.txt' -o -name '*.cu' -o -name '*.cuh')
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test quick golden lint format bench verify cpp sanitize dist-check install new-op clean
+.PHONY: demo test quick golden lint format bench verify cpp sanitize sanitize-memory sanitize-races coverage cuda-check
+.PHONY: gpu gpu-model dist-check install new-op clean
 
 install: $(VENV)/.installed
 
@@ -29,7 +38,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	GROKKERNELS_COLUMNS=cpu,emulated $(BIN)/pip install --quiet --editable ".[test,lint,tokenizers]"
+	GROKKERNELS_COLUMNS=$(COLUMNS) $(BIN)/pip install --quiet --editable ".[test,lint,tokenizers,cuda-check$(NVCC_EXTRA)]"
 	touch $@
 
 demo: install
@@ -68,11 +77,28 @@ cpp:
 	cmake --build build/cmake --parallel $(JOBS)
 	ctest --test-dir build/cmake --output-on-failure
 
-sanitize: install
+cuda-check: install
+	$(BIN)/python tools/cuda_check.py
+
+gpu-model: install
+	$(BIN)/python tools/gpu_model.py
+
+gpu: install
+	$(BIN)/python tools/gpu.py
+
+coverage: install
+	$(BIN)/python tools/coverage.py
+
+sanitize: sanitize-memory sanitize-races
+
+sanitize-memory: install
 	cmake -S . -B build/cmake-sanitize -DGROKKERNELS_SANITIZE=address,undefined
 	cmake --build build/cmake-sanitize --parallel $(JOBS)
 	ctest --test-dir build/cmake-sanitize --output-on-failure
-	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh
+	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh memory
+
+sanitize-races: install
+	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh races
 
 dist-check:
 	PYTHON=$(PYTHON) TORCH=$(TORCH) tools/dist_check.sh
