@@ -30,6 +30,14 @@ struct StepBatch {
 };
 static_assert(sizeof(StepBatch) <= kParameterBytes);
 
+// base^exponent of a count, by squaring: pow would be a call.
+GK_DEVICE double power(double base, int exponent) {
+  double result = 1.0;
+  for (; exponent > 0; exponent /= 2, base *= base)
+    if (exponent % 2 != 0) result *= base;
+  return result;
+}
+
 // A thread per tensor.
 __global__ void __launch_bounds__(kThreads) adamw_steps_kernel(const __grid_constant__ StepBatch batch) {
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
@@ -40,8 +48,9 @@ __global__ void __launch_bounds__(kThreads) adamw_steps_kernel(const __grid_cons
     const float step = *batch.step[i] + 1.0f;
     *batch.step[i] = step;
     const double clip = batch.norm != nullptr ? batch.max_norm / (norm + 1e-6) : 1.0;
-    now.step_size = static_cast<float>(batch.lr / (1.0 - pow(batch.beta1, static_cast<double>(step))));
-    now.root_correction = static_cast<float>(1.0 / sqrt(1.0 - pow(batch.beta2, static_cast<double>(step))));
+    const int made = static_cast<int>(fminf(step, 1e9f));
+    now.step_size = static_cast<float>(batch.lr / (1.0 - power(batch.beta1, made)));
+    now.root_correction = static_cast<float>(1.0 / sqrt(1.0 - power(batch.beta2, made)));
     now.grad_scale = static_cast<float>(batch.sign * (clip < 1.0 ? clip : 1.0));
     now.live = 1.0f;
   }
