@@ -263,6 +263,26 @@ def test_write_touches_what_was_compiled_alone(tmp_path: Path) -> None:
     assert cuda_budget.Budget.read(tmp_path / "none.json") == cuda_budget.Budget("", {})
 
 
+def test_attention_is_set_beside_flash_attention_2() -> None:
+    def kernel(name: str, instructions: int) -> cuda_check.Kernel:
+        loop = sass_costs.Loop(instructions, 256, {"issue": instructions})
+        return cuda_check.Kernel(name, ptxas.Resources(name), instructions, loop, None)
+
+    kernels = [
+        kernel("flash_attention_fwd_kernel<bfloat16, 64, 128>", 512),
+        kernel("flash_attention_fwd_kernel<bfloat16, 128, 64, true>", 870),
+        kernel("flash_attention_fwd_kernel<float16, 128, 64, false>", 880),
+        kernel("flash_attention_bwd_kernel<bfloat16, 128, 64>", 600),
+    ]
+    results = [
+        cuda_check.Compiled("flash_attention/forward_sm80", arch, 1.0, kernels if arch == "80" else kernels[:1])
+        for arch in ("80", "90a")
+    ]
+    (line,) = cuda_check.anchors(results)
+    assert ": 3.40, 0 bytes spilled (flash_attention/forward_sm80 flash_attention_fwd_kernel<bfloat16, 128" in line
+    assert cuda_check.anchors(results[1:]) == []
+
+
 # --- the toolkit ---
 
 

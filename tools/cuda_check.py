@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -40,6 +41,7 @@ INSTALL_NVDISASM = "pip install 'grokkernels[cuda-check]', or put nvdisasm of a 
 # 4 warps has 883 instructions for 256 tensor instructions and spills 224 bytes, 64x64 has 3.63 and spills nothing.
 FLASH_ATTENTION_2 = 3.45
 FLASH_ATTENTION_2_NO_SPILL = 3.63
+HEAD_DIM_128 = re.compile(r"<\D*(?:\w*[a-z]\d+, )*128\b")  # the first number among the template arguments
 
 
 @dataclass
@@ -172,7 +174,7 @@ def anchors(results: list[Compiled]) -> list[str]:
         for result in results
         for kernel in result.kernels
         if result.arch == "80" and result.file.startswith("flash_attention") and kernel.loop
-        if "fwd" in kernel.name and "128" in kernel.name
+        if "fwd" in kernel.name and HEAD_DIM_128.search(kernel.name)
     ]
     if not ours:
         return []
