@@ -34,7 +34,8 @@ struct RotaryParams {
   bool interleaved;  // pairs (2i, 2i + 1), else (i, i + R / 2)
   bool inverse;      // turns by the opposite angle
   // Set to the first token (of B * T) without a row in the tables, its position below 0 or not below max_position, or
-  // -1. If there is one, nothing is read or written.
+  // -1. If there is one, nothing is read or written. CUDA: null; what turns of such a token becomes NaN, and of one
+  // that no sequence of cu_seqlens holds.
   int64_t* outside;
 };
 

@@ -60,7 +60,7 @@ def _inplace_fake(*_arguments: Any) -> None:
 _inplace = dispatch.define("rotary_inplace", f"(Tensor(a!) q, Tensor(b!)? k, {_OPTIONS}) -> ()", _inplace_fake)
 
 
-def _supports_cpu(
+def _supports_native(
     q: torch.Tensor, k: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, **_options: Any
 ) -> str | None:
     if cos.dtype != torch.float32 or sin.dtype != torch.float32:
@@ -70,7 +70,7 @@ def _supports_cpu(
     return dispatch.native_dtypes(q=q, k=k)
 
 
-ROW = dispatch.Row("rotary", {"cpu": _supports_cpu})
+ROW = dispatch.Row("rotary", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def rotary(
@@ -110,7 +110,9 @@ def rotary(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, a position outside the tables, or
             a backend that cannot run it. Inside a compiled graph the values of positions and cu_seqlens are checked by
-            the kernel instead, which raises RuntimeError before it writes anything.
+            the kernel instead, which raises RuntimeError before it writes anything. On a CUDA device no value is
+            checked, since that would wait for the device: a token whose position has no row in the tables, or which no
+            sequence of cu_seqlens holds, gets NaN in its R turned dims, and nothing is read outside.
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
     """

@@ -59,7 +59,7 @@ def test_drawn_shapes(
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "reference"])
 def test_inplace_writes_into_slices_of_one_tensor(backend: str, interleaved: bool) -> None:
     qkv = torch.randn(2, 5, 4 + 2 + 2, 8)
     before = qkv.clone()
@@ -85,7 +85,7 @@ def test_inplace_with_a_strided_last_dim() -> None:
 
 
 @pytest.mark.parametrize("leaf", [True, False])
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "reference"])
 def test_inplace_under_autograd(backend: str, leaf: bool) -> None:
     x, y = torch.randn(1, 3, 2, 8), torch.randn(1, 3, 1, 8)
     leaves = [t.clone().requires_grad_() for t in (x, y)]
@@ -155,6 +155,49 @@ def test_the_kernel_itself_stays_inside_the_tables(
     with pytest.raises(RuntimeError, match=r"outside the 16 rows|must rise from 0 to the 3 tokens"):
         torch.ops.grokkernels.rotary_inplace.native(q, None, COS, SIN, positions, 0, starts, False, False)
     assert torch.equal(q, torch.ones_like(q))
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dim", [24, 23])
+@pytest.mark.parametrize(
+    ("positions", "cu_seqlens", "lost"),
+    [
+        ([[3, 1, 16, 4], [-1, 15, 0, 2**62]], None, [2, 4, 7]),
+        ([14, -2], None, [2, 3, 4, 5]),
+        ([2**63 - 1, 0], None, [0, 1, 2, 3]),
+        (None, [0, 2], [2, 3, 4, 5, 6, 7]),
+        (None, [1, 8], [0]),
+        (None, [0, 5, 2, 8], None),
+        (None, [0, 2**31 - 1, -(2**31), 8], None),
+        (None, [0], list(range(8))),
+    ],
+)
+def test_device_reads_nothing_outside(
+    positions: list | None, cu_seqlens: list[int] | None, lost: list[int] | None, dim: int, interleaved: bool
+) -> None:
+    """Where no row of the tables belongs to a token, the dims that turn become NaN, the others pass; nothing else is
+    touched. (`lost` None: cu_seqlens so wrong that only this much is promised.)"""
+    shape = (2, 4, 3, dim) if cu_seqlens is None else (8, 3, dim)
+    q = torch.randn(shape)
+    fence = torch.full((32, 4), float("nan"))
+    cos, sin = (torch.cat((fence, t, fence))[32:48] for t in (COS, SIN))
+    arguments = [
+        None if positions is None else torch.tensor(positions),
+        0,
+        None if cu_seqlens is None else torch.tensor(cu_seqlens, dtype=torch.int32),
+        interleaved,
+        False,
+    ]
+    y, _ = torch.ops.grokkernels.rotary_fwd.emulated(q, None, cos, sin, *arguments)
+    inplace = q.clone()
+    torch.ops.grokkernels.rotary_inplace.emulated(inplace, None, cos, sin, *arguments)
+    torch.testing.assert_close(inplace, y, rtol=0, atol=0, equal_nan=True)
+    y, q = y.view(8, 3, dim), q.view(8, 3, dim)
+    assert torch.equal(y[..., 8:], q[..., 8:])
+    if lost is not None:
+        nan = y[..., :8].isnan()
+        assert nan[lost].all()
+        assert not nan[[n for n in range(8) if n not in lost]].any()
 
 
 @pytest.mark.parametrize(
