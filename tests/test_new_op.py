@@ -27,12 +27,25 @@ def test_the_stubs_are_a_row(tmp_path: Path) -> None:
     done = new_op("soft_sign", tmp_path)
     assert done.returncode == 0, done.stderr
     files = [tmp_path / line for line in done.stdout.splitlines()[:-1]]
-    assert len(files) == 9
+    assert len(files) == 10
     assert all(path.exists() and "@" not in path.read_text().replace("@pytest", "") for path in files)
     for path in (p for p in files if p.suffix == ".py"):
         compile(path.read_text(), str(path), "exec")
     command = ["c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-DGK_CPU_LEVEL=baseline"]
     command += ["-DGK_CPU_IS_BASELINE=1", f"-I{tmp_path / 'csrc'}", str(tmp_path / "csrc/cpu/soft_sign.cpp")]
+    subprocess.run(command, check=True)
+    command = [
+        "c++",
+        "-std=c++20",
+        "-fsyntax-only",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-I{tmp_path / 'csrc'}",
+        "-x",
+        "c++",
+    ]
+    command += [f"-I{tmp_path / 'csrc/emulated'}", str(tmp_path / "csrc/cuda/soft_sign.cu"), "-Wno-unknown-pragmas"]
     subprocess.run(command, check=True)
 
 

@@ -10,6 +10,7 @@ TEMPLATES = Path(__file__).parent / "new_op"
 PLACES = {
     "header.h": "csrc/{op}.h",
     "cpu.cpp": "csrc/cpu/{op}.cpp",
+    "cuda.cu": "csrc/cuda/{op}.cu",
     "torch.cpp": "csrc/torch/{op}.cpp",
     "reference.py": "grokkernels/reference/{op}.py",
     "contract.py": "grokkernels/ops/{op}.py",
