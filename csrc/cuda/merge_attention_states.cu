@@ -1,12 +1,12 @@
-// merge_attention_states: o = s1 o1 + s2 o2 and lse = log(e^lse1 + e^lse2) with s_i = e^(lse_i - lse), and the
-// gradient.
+// merge_attention_states: o = s1 o1 + s2 o2 over rows (B, T, H) of D, lse = log(e^lse1 + e^lse2), s_i = e^(lse_i -
+// lse), and the gradients of all four. Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018).
 //
-// kLanes lanes share a row (b, t, h) of D elements and each work out its two shares for themselves: the rows are what
-// costs, 3 of them forward and 5 backward, read and written once in 16-byte vectors. Where both states are dead (lse
-// -inf) the shares are 0, o is 0 with lse -inf, and so is every gradient. (The merge is that of online softmax: Milakov
-// and Gimelshein, arXiv:1805.02867.)
+// One pass over memory in each direction. A row belongs to 8, 16 or 32 threads (cuda/columns.cuh), which all compute
+// its shares. Backward, with delta = do . (o1 - o2): do_i = s_i do, dlse1 = s1 (dlse + s2 delta), dlse2 = s2 (dlse - s1
+// delta); nothing is saved but the arguments. Where both states are dead (lse -inf) shares are 0, the result is 0 with
+// lse -inf, and so is every gradient.
+#include "cuda/columns.cuh"
 #include "cuda/reduce.cuh"
-#include "cuda/vector.cuh"
 #include "merge_attention_states.h"
 
 namespace grokkernels {
@@ -14,143 +14,167 @@ namespace {
 
 using namespace device;
 
-constexpr int kThreads = 256, kLanes = 8;  // 8 lanes of 16 bytes: a row of 64 16-bit elements in one step
+constexpr int kThreads = 256;
+
+// A row of (B, T, H), and where it lies in tensors.
+struct Row {
+  int64_t batch, token, head;
+  bool there;
+
+  template <typename Params>
+  GK_DEVICE explicit Row(const Params& p) {
+    const uint64_t row = uint64_t{blockIdx.x} * blockDim.y + threadIdx.y;
+    const uint64_t heads = static_cast<uint64_t>(p.heads), tokens = static_cast<uint64_t>(p.tokens);
+    const uint64_t n = row / heads;
+    head = static_cast<int64_t>(row - n * heads);
+    batch = static_cast<int64_t>(n / tokens);
+    token = static_cast<int64_t>(n) - batch * p.tokens;
+    there = batch < p.batch;
+  }
+
+  GK_DEVICE int64_t at(const MergeStrides& s) const { return batch * s.batch + token * s.token + head * s.head; }
+};
+
+// Of contiguous (B, T, H, D) and (B, H, T).
+template <typename Params>
+GK_DEVICE MergeStrides dense_rows(const Params& p) {
+  return {p.tokens * p.heads * p.dim, p.heads * p.dim, p.dim};
+}
+template <typename Params>
+GK_DEVICE MergeStrides dense_statistics(const Params& p) {
+  return {p.heads * p.tokens, 1, p.tokens};
+}
 
 struct Shares {
   float first, second, lse;
-};
 
-GK_DEVICE Shares shares(float lse1, float lse2) {
-  const float larger = fmaxf(lse1, lse2), top = larger == -INFINITY ? 0.0f : larger;
-  const float first = expf(lse1 - top), second = expf(lse2 - top), sum = first + second;
-  if (sum == 0.0f) return {0.0f, 0.0f, -INFINITY};
-  return {first / sum, second / sum, top + logf(sum)};
-}
-
-// Row number `row` of all (b, t, h), h fastest.
-struct Row {
-  int64_t batch, token, head;
-
-  template <typename Params>
-  GK_DEVICE Row(const Params& p, int64_t row)
-      : batch(row / p.heads / p.tokens), token(row / p.heads % p.tokens), head(row % p.heads) {}
-  GK_DEVICE int64_t offset(const MergeStrides& s) const { return batch * s.batch + token * s.token + head * s.head; }
-  // Of a contiguous (B, H, T).
-  template <typename Params>
-  GK_DEVICE int64_t statistic(const Params& p) const {
-    return (batch * p.heads + head) * p.tokens + token;
+  GK_DEVICE Shares(float lse1, float lse2) {
+    const float larger = fmaxf(lse1, lse2), top = larger == -INFINITY ? 0.0f : larger;
+    first = expf(lse1 - top);
+    second = expf(lse2 - top);
+    const float sum = first + second;
+    lse = sum == 0.0f ? -INFINITY : top + logf(sum);
+    const float divisor = sum == 0.0f ? 1.0f : sum;
+    first /= divisor;
+    second /= divisor;
   }
 };
 
-// The row of this thread, or one past the last: then it takes part in the sums alone.
-GK_DEVICE int64_t row_number() { return (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes; }
-
-// body(c, read, write) for this lane's vectors of a row of `dim`: read(p, x) and write(p, x) move element c and those
-// after it.
-template <typename T, typename Body>
-GK_DEVICE void over_row(int64_t dim, bool vectors, const Body& body) {
-  for (int64_t c = threadIdx.x % kLanes * kVector<T>; c < dim; c += kLanes * kVector<T>)
-    body(
-        c,
-        [&](const T* p, float(&x)[kVector<T>]) {
-          if (vectors)
-            load_vector(p + c, x);
-          else
-            load_elements(p + c, dim - c, x);
-        },
-        [&](T* p, const float(&x)[kVector<T>]) {
-          if (vectors)
-            store_vector(p + c, x);
-          else
-            store_elements(p + c, dim - c, x);
-        });
+// body(begin, columns) for the columns of this thread in pieces of what its row's threads hold.
+template <typename T, bool kAligned, typename Body>
+GK_DEVICE void over_columns(int64_t dim, bool there, const Body& body) {
+  const int64_t span = blockDim.x * kColumnsOfThread;
+  for (int64_t begin = 0; begin < dim; begin += span) {
+    const int64_t left = dim - begin;
+    body(begin, Columns<T, kAligned>(static_cast<int>(left < span ? left : span)).where(there));
+  }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    merge_attention_states_fwd_kernel(const __grid_constant__ MergeAttentionStatesFwdParams p, bool vectors) {
-  const int64_t number = row_number();
-  if (number >= p.batch * p.tokens * p.heads) return;
-  const Row row(p, number);
-  const Shares s = shares(p.lse1[row.offset(p.lse1_stride)], p.lse2[row.offset(p.lse2_stride)]);
-  if (threadIdx.x % kLanes == 0) p.lse[row.statistic(p)] = s.lse;
-  const T* o1 = static_cast<const T*>(p.o1) + row.offset(p.o1_stride);
-  const T* o2 = static_cast<const T*>(p.o2) + row.offset(p.o2_stride);
-  T* o = static_cast<T*>(p.o) + number * p.dim;
-  over_row<T>(p.dim, vectors, [&](int64_t, const auto& read, const auto& write) {
-    float x[kVector<T>], y[kVector<T>];
-    read(o1, x);
-    read(o2, y);
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads, 3)
+    merge_attention_states_fwd_kernel(const __grid_constant__ MergeAttentionStatesFwdParams p) {
+  const Row row(p);
+  const Shares s(row.there ? p.lse1[row.at(p.lse1_stride)] : 0.0f, row.there ? p.lse2[row.at(p.lse2_stride)] : 0.0f);
+  const T* o1 = static_cast<const T*>(p.o1) + row.at(p.o1_stride);
+  const T* o2 = static_cast<const T*>(p.o2) + row.at(p.o2_stride);
+  T* o = static_cast<T*>(p.o) + row.at(dense_rows(p));
+  if (row.there && threadIdx.x == 0) p.lse[row.at(dense_statistics(p))] = s.lse;
+  over_columns<T, kAligned>(p.dim, row.there, [&](int64_t begin, const Columns<T, kAligned>& columns) {
+    Words4 first[kShare<T>], second[kShare<T>];
 #pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) x[i] = fmaf(s.first, x[i], s.second * y[i]);
-    write(o, x);
-  });
-}
-
-// With delta = dout . (o1 - o2):  do_i = s_i dout,  dlse1 = s1 (dlse + s2 delta),  dlse2 = s2 (dlse - s1 delta).
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    merge_attention_states_bwd_kernel(const __grid_constant__ MergeAttentionStatesBwdParams p, bool vectors) {
-  const int64_t number = row_number();
-  const bool there = number < p.batch * p.tokens * p.heads;
-  const Row row(p, there ? number : 0);
-  const Shares s = shares(p.lse1[row.offset(p.lse1_stride)], p.lse2[row.offset(p.lse2_stride)]);
-  const T* dout = static_cast<const T*>(p.dout) + row.offset(p.dout_stride);
-  const T* o1 = static_cast<const T*>(p.o1) + row.offset(p.o1_stride);
-  const T* o2 = static_cast<const T*>(p.o2) + row.offset(p.o2_stride);
-  T* do1 = static_cast<T*>(p.do1) + number * p.dim;
-  T* do2 = static_cast<T*>(p.do2) + number * p.dim;
-  float delta = 0.0f;
-  over_row<T>(there ? p.dim : 0, vectors, [&](int64_t, const auto& read, const auto& write) {
-    float g[kVector<T>], x[kVector<T>], y[kVector<T>];
-    read(dout, g);
-    read(o1, x);
-    read(o2, y);
-#pragma unroll
-    for (int i = 0; i < kVector<T>; ++i) {
-      delta = fmaf(g[i], x[i] - y[i], delta);
-      x[i] = s.first * g[i];
-      y[i] = s.second * g[i];
+    for (int i = 0; i < kShare<T>; ++i) {
+      first[i] = columns.load(o1 + begin, i);
+      second[i] = columns.load(o2 + begin, i);
     }
-    write(do1, x);
-    write(do2, y);
+#pragma unroll
+    for (int i = 0; i < kShare<T>; ++i) {
+      float a[kVector<T>], b[kVector<T>];
+      unpack(first[i], a, T{});
+      unpack(second[i], b, T{});
+#pragma unroll
+      for (int j = 0; j < kVector<T>; ++j) a[j] = fmaf(s.first, a[j], s.second * b[j]);
+      columns.store(o + begin, i, a);
+    }
   });
-  delta = warp_sum<kLanes>(delta);
-  if (there && threadIdx.x % kLanes == 0) {
-    const float dlse = p.dlse == nullptr ? 0.0f : p.dlse[row.offset(p.dlse_stride)];
-    p.dlse1[row.statistic(p)] = s.first * fmaf(s.second, delta, dlse);
-    p.dlse2[row.statistic(p)] = s.second * fmaf(-s.first, delta, dlse);
-  }
+}
+
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kThreads, 2)
+    merge_attention_states_bwd_kernel(const __grid_constant__ MergeAttentionStatesBwdParams p) {
+  const Row row(p);
+  const Shares s(row.there ? p.lse1[row.at(p.lse1_stride)] : 0.0f, row.there ? p.lse2[row.at(p.lse2_stride)] : 0.0f);
+  const T* dout = static_cast<const T*>(p.dout) + row.at(p.dout_stride);
+  const T* o1 = static_cast<const T*>(p.o1) + row.at(p.o1_stride);
+  const T* o2 = static_cast<const T*>(p.o2) + row.at(p.o2_stride);
+  T* do1 = static_cast<T*>(p.do1) + row.at(dense_rows(p));
+  T* do2 = static_cast<T*>(p.do2) + row.at(dense_rows(p));
+  float delta = 0.0f;
+  over_columns<T, kAligned>(p.dim, row.there, [&](int64_t begin, const Columns<T, kAligned>& columns) {
+    Words4 d[kShare<T>], first[kShare<T>], second[kShare<T>];
+#pragma unroll
+    for (int i = 0; i < kShare<T>; ++i) {
+      d[i] = columns.load(dout + begin, i);
+      first[i] = columns.load(o1 + begin, i);
+      second[i] = columns.load(o2 + begin, i);
+    }
+#pragma unroll
+    for (int i = 0; i < kShare<T>; ++i) {
+      float g[kVector<T>], a[kVector<T>], b[kVector<T>], part = 0.0f;
+      unpack(d[i], g, T{});
+      unpack(first[i], a, T{});
+      unpack(second[i], b, T{});
+#pragma unroll
+      for (int j = 0; j < kVector<T>; ++j) {
+        part = fmaf(g[j], a[j] - b[j], part);
+        a[j] = s.first * g[j];
+        b[j] = s.second * g[j];
+      }
+      delta += part;
+      columns.store(do1 + begin, i, a);
+      columns.store(do2 + begin, i, b);
+    }
+  });
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2)
+    if (mask < static_cast<int>(blockDim.x)) delta += shuffle_xor(delta, mask);
+  if (!row.there || threadIdx.x != 0) return;
+  const float dlse = p.dlse == nullptr ? 0.0f : p.dlse[row.at(p.dlse_stride)];
+  p.dlse1[row.at(dense_statistics(p))] = s.first * fmaf(s.second, delta, dlse);
+  p.dlse2[row.at(dense_statistics(p))] = s.second * fmaf(-s.first, delta, dlse);
 }
 
 template <typename Params>
 LaunchShape shape(const Params& p) {
-  const int64_t rows = p.batch * p.tokens * p.heads;
-  return {.grid = {static_cast<unsigned>((rows * kLanes + kThreads - 1) / kThreads)}, .block = {kThreads}};
+  unsigned lanes = 8;
+  while (lanes < 32 && lanes * kColumnsOfThread < p.dim) lanes *= 2;
+  const unsigned groups = kThreads / lanes;
+  return {.grid = {static_cast<unsigned>((p.batch * p.tokens * p.heads + groups - 1) / groups)},
+          .block = {lanes, groups}};
 }
 
-// Whether all rows of a tensor begin at multiples of 16 bytes.
 template <typename T>
-bool vectorizable_rows(const void* data, const MergeStrides& s) {
-  return vectorizable<T>(data, s.batch) && s.token % kVector<T> == 0 && s.head % kVector<T> == 0;
+bool aligned(int64_t dim, const void* data, const MergeStrides& s) {
+  return dim % kVector<T> == 0 && vectorizable<T>(data, s.head) && (s.batch | s.token) % kVector<T> == 0;
 }
 
 }  // namespace
 
 void merge_attention_states_fwd_cuda(const MergeAttentionStatesFwdParams& p, Stream stream) {
   GK_SWITCH_DTYPE(p.dtype, T, {
-    const bool vectors = p.dim % kVector<T> == 0 && vectorizable_rows<T>(p.o1, p.o1_stride) &&
-                         vectorizable_rows<T>(p.o2, p.o2_stride) && vectorizable<T>(p.o, p.dim);
-    launch(merge_attention_states_fwd_kernel<T>, shape(p), stream, p, vectors);
+    if (aligned<T>(p.dim, p.o1, p.o1_stride) && aligned<T>(p.dim, p.o2, p.o2_stride) && vectorizable<T>(p.o, p.dim))
+      launch(merge_attention_states_fwd_kernel<T, true>, shape(p), stream, p);
+    else
+      launch(merge_attention_states_fwd_kernel<T, false>, shape(p), stream, p);
   });
 }
 
 void merge_attention_states_bwd_cuda(const MergeAttentionStatesBwdParams& p, Stream stream) {
   GK_SWITCH_DTYPE(p.dtype, T, {
-    const bool vectors = p.dim % kVector<T> == 0 && vectorizable_rows<T>(p.dout, p.dout_stride) &&
-                         vectorizable_rows<T>(p.o1, p.o1_stride) && vectorizable_rows<T>(p.o2, p.o2_stride) &&
-                         vectorizable<T>(p.do1, p.dim) && vectorizable<T>(p.do2, p.dim);
-    launch(merge_attention_states_bwd_kernel<T>, shape(p), stream, p, vectors);
+    if (aligned<T>(p.dim, p.dout, p.dout_stride) && aligned<T>(p.dim, p.o1, p.o1_stride) &&
+        aligned<T>(p.dim, p.o2, p.o2_stride) && vectorizable<T>(p.do1, p.dim) && vectorizable<T>(p.do2, p.dim))
+      launch(merge_attention_states_bwd_kernel<T, true>, shape(p), stream, p);
+    else
+      launch(merge_attention_states_bwd_kernel<T, false>, shape(p), stream, p);
   });
 }
 
