@@ -2,7 +2,8 @@
 # The torch extension under sanitizers. The sanitized libraries are built in a copy of the tree, so that the ones in use
 # stay as they are. Environment: PYTHON, CXX.
 #
-#   sanitize_extension.sh memory   AddressSanitizer and UndefinedBehaviorSanitizer: every case table, both columns
+#   sanitize_extension.sh memory   AddressSanitizer and UndefinedBehaviorSanitizer: every case table on the CPU column,
+#                                  every CUDA kernel on a few small cases
 #   sanitize_extension.sh races    ThreadSanitizer, each emulated thread a fiber of its own: every CUDA kernel, on a few
 #                                  small cases, in order and at random
 set -eu
@@ -25,7 +26,9 @@ GROKKERNELS_COLUMNS=$columns CXXFLAGS="$flags -fsanitize=$sanitizer" LDFLAGS="-f
 runtime="$(${CXX:-c++} -print-file-name=$library) $(${CXX:-c++} -print-file-name=libstdc++.so)"
 if [ "$kind" = memory ]; then
   LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-    "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "float64_rule or layouts or bad_input"
+    "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "(float64_rule or layouts or bad_input) and not emulated"
+  LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 GROKKERNELS_SEEDS=1 \
+    "$PYTHON" -m pytest tests/device/test_schedules.py -n 2 -p no:cacheprovider
 else
   # The race checker needs the memory where it expects it: without randomised addresses. One found is exit code 66.
   TSAN_OPTIONS=ignore_noninstrumented_modules=1 setarch -R env LD_PRELOAD="$runtime" "$PYTHON" -m tests.device.race_check
