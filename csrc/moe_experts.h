@@ -36,10 +36,12 @@ struct MoeExpertsFwdParams {
   int32_t* token_of;  // (N*K): the token of each row in expert order
   void* hidden;       // (N*K, F)
   float* down;        // (N*K, C)
+  int32_t* counts;    // on a device: expert_order_counts(N * K, E) elements
   int64_t x_stride;
 };
 
-inline constexpr int64_t kMoeDotCols = 64;  // columns of F that one number of MoeExpertsBwdParams::dots sums
+// Columns of F that one number of MoeExpertsBwdParams::dots sums, on the CPU and on a device.
+inline constexpr int64_t kMoeDotCols = 64, kMoeDotColsDevice = 32;
 
 struct MoeExpertsBwdParams {
   DType dtype;
@@ -64,7 +66,7 @@ struct MoeExpertsBwdParams {
   void* dgate;          // (N*K, F) gradients of gate_e x and up_e x
   void* dup;            // (N*K, F)
   void* scaled_hidden;  // (N*K, F): hidden times the row's weight
-  float* dots;          // (N*K, F / kMoeDotCols rounded up): parts of the weights' gradient
+  float* dots;          // (N*K, F / kMoeDotCols or kMoeDotColsDevice, rounded up): parts of the weights' gradient
   float* dx_rows;       // (N*K, C)
   int64_t dy_stride, x_stride;
 };

@@ -6,8 +6,8 @@
 //   below 2^31, strides are not.
 //
 // 128 threads, four warps in two rows of two, each with 64 rows of the tile. A step of the sum is 64 bytes deep; while
-// one is multiplied the next two are on their way (cp.async), and the fragments of its second half are loaded before
-// the first half is multiplied. The form is that of CUTLASS's multistage kernels.
+// one is multiplied the next two are on their way (cp.async), and operands are loaded from shared memory one turn
+// before they are multiplied. The form is that of CUTLASS's multistage kernels.
 #pragma once
 
 #include <device/async.cuh>
@@ -70,21 +70,21 @@ class Loader {
     }
   }
 
-  // Step number `step`, of which `left` of the depth are there: the rest becomes zero. Steps follow each other from 0.
-  GK_DEVICE void copy(const Shared& to, int step, int left) {
+  // The step that begins `past` the first one, of which `left` of the depth are there: the rest becomes zero. Each step
+  // is copied once, in their order.
+  GK_DEVICE void copy(const Shared& to, int past, int left) {
     if constexpr (kLayout == Layout::along_depth) {
       const bool deep = chunk() * kVector<T> < left;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i)
-        copy_async_16(to.chunk(row(i), chunk()), at_[i] + step * int64_t{kStepDepth<T>},
-                      deep && (inside_ >> i & 1) != 0);
+        copy_async_16(to.chunk(row(i), chunk()), at_[i] + past, deep && (inside_ >> i & 1) != 0);
     } else if constexpr (kLayout == Layout::along_outer) {
       if (from_.depth_index == nullptr) {
 #pragma unroll
-        for (int i = 0; i < kCopies; ++i)
-          copy_async_16(to.chunk(row(i), chunk()), at_[0] + i * (kRowStep * from_.depth_stride),
-                        inside_ != 0 && row(i) < left);
-        at_[0] += kStepDepth<T> * from_.depth_stride;
+        for (int i = 0; i < kCopies; ++i) {
+          copy_async_16(to.chunk(row(i), chunk()), at_[0], inside_ != 0 && row(i) < left);
+          at_[0] += kRowStep * from_.depth_stride;
+        }
       } else {
 #pragma unroll
         for (int i = 0; i < kCopies; ++i) {
@@ -95,7 +95,7 @@ class Loader {
         depth_ += kStepDepth<T>;
       }
     } else {
-#pragma unroll 2
+#pragma unroll 1
       for (int i = 0; i < kOuter * 16 / kGemmThreads; ++i) {
         const int word = static_cast<int>(threadIdx.x) + i * kGemmThreads;
         const int first = word % 16 * kInWord;
@@ -114,7 +114,7 @@ class Loader {
   static constexpr int kInWord = 4 / static_cast<int>(sizeof(T));
   static constexpr int kCopies = kOuter * 4 / kGemmThreads;  // 16 bytes each, of every thread
   static constexpr int kRowStep = kGemmThreads / Shared::kChunks;
-  static_assert(kOuter * 4 % kGemmThreads == 0);
+  static_assert(kOuter * 4 % kGemmThreads == 0 && (!kTransposed || kRowStep * kCopies == kStepDepth<T>));
 
   // The chunk of a row, and the rows, that this thread copies.
   static GK_DEVICE int chunk() { return static_cast<int>(threadIdx.x) % Shared::kChunks; }
@@ -155,6 +155,22 @@ class TileProduct {
         for (int r = 0; r < 4; ++r) sum[i][j][r] = 0.0f;
   }
 
+  // f(i) for i = 0 .. kDown - 1, called from one place: sum[0] holds what was sum[i]. For long epilogues, which
+  // unrolled would not fit in the instruction cache; sum is spent afterwards.
+  template <typename F>
+  GK_DEVICE void each_row_of_tiles(const F& f) {
+#pragma unroll 1
+    for (int i = 0; i < kDown; ++i) {
+      f(i);
+#pragma unroll
+      for (int k = 1; k < kDown; ++k)
+#pragma unroll
+        for (int j = 0; j < kAcross; ++j)
+#pragma unroll
+          for (int r = 0; r < 4; ++r) sum[k - 1][j][r] = sum[k][j][r];
+    }
+  }
+
   // The row of the tile that sum[i][j][2 * half] belongs to, and the column of the tile, that and the next.
   static GK_DEVICE int row_of(int i, int half) {
     return static_cast<int>(threadIdx.x) / 64 * 64 + i * 16 + half * 8 + lane_id() / 4;
@@ -171,46 +187,66 @@ class TileProduct {
   // reads any more when the call returns.
   GK_DEVICE void add(uint32_t shared, const Operand<T>& left, int row, int row_end, const Operand<T>& right,
                      const Operand<T>& second, int col, int col_end, int depth_begin, int depth_end) {
-    const int depth = depth_end - depth_begin, steps = (depth + kStepDepth<T> - 1) / kStepDepth<T>;
-    if (steps <= 0) return;
+    const int depth = depth_end - depth_begin;
+    if (depth <= 0) return;
     LeftLoader left_loader;
     RightLoader right_loader, second_loader;
     left_loader.start(left, row, row_end, depth_begin);
     right_loader.start(right, col, col_end, depth_begin);
     if constexpr (kPaired) second_loader.start(second, col, col_end, depth_begin);
-    const auto copy = [&](int stage, int step) {
-      const int left_over = depth - step * kStepDepth<T>;
-      const uint32_t base = shared + static_cast<uint32_t>(stage * kStageBytes);
-      left_loader.copy(LeftTile{base}, step, left_over);
-      right_loader.copy(RightTile{base + LeftTile::kBytes}, step, left_over);
+    const auto copy = [&](uint32_t stage, int past, int left_over) {
+      left_loader.copy(LeftTile{stage}, past, left_over);
+      right_loader.copy(RightTile{stage + LeftTile::kBytes}, past, left_over);
       if constexpr (kPaired)
-        second_loader.copy(RightTile{base + LeftTile::kBytes + RightTile::kBytes}, step, left_over);
+        second_loader.copy(RightTile{stage + LeftTile::kBytes + RightTile::kBytes}, past, left_over);
     };
     // A warp whose share lies outside has nothing to multiply.
     const bool busy = row + row_of(0, 0) - lane_id() / 4 < row_end && col + first_col(0) < col_end;
 
+    constexpr int kStep = kStepDepth<T>, kAhead = kGemmStages * kStep;
 #pragma unroll
-    for (int stage = 0; stage < kGemmStages - 1; ++stage) {
-      if (stage < steps) copy(stage, stage);
+    for (int stage = 0; stage < kGemmStages; ++stage) {
+      if (depth > stage * kStep)
+        copy(shared + static_cast<uint32_t>(stage * kStageBytes), stage * kStep, depth - stage * kStep);
       copy_async_commit();
     }
-    copy_async_wait<kGemmStages - 2>();
+    copy_async_wait<kGemmStages - 1>();
     sync_threads();
-    Fragments fragments[2];
-    if (busy) fragments[0].load(shared, 0);
-    int stage = 0, free_stage = kGemmStages - 1;
-    for (int step = 0; step < steps; ++step) {
-      const uint32_t here = shared + static_cast<uint32_t>(stage * kStageBytes);
-      if (busy) fragments[1].load(here, 1);
-      if (step + kGemmStages - 1 < steps) copy(free_stage, step + kGemmStages - 1);
-      copy_async_commit();
-      if (busy) multiply(fragments[0]);
-      free_stage = stage;
-      stage = stage + 1 == kGemmStages ? 0 : stage + 1;
-      copy_async_wait<kGemmStages - 2>();
-      sync_threads();  // the next step has landed, and nobody reads this one any more
-      if (busy && step + 1 < steps) fragments[0].load(shared + static_cast<uint32_t>(stage * kStageBytes), 0);
-      if (busy) multiply(fragments[1]);
+    // A step is multiplied in turns: two columns of 16 x 8 tiles by one half of its depth. What the next turn needs is
+    // loaded before.
+    constexpr int kPairs = kAcross / 2, kTurns = 2 * kPairs;
+    uint32_t a[2][kDown][4], b[2][2][2];
+    if (busy) {
+      load_left_half(shared, 0, a[0]);
+      load_right_pair(shared, 0, 0, b[0]);
+    }
+    uint32_t here = shared;  // the step's stage of the ring
+    for (int past = 0, left_over = depth; left_over > 0; past += kStep, left_over -= kStep) {
+#pragma unroll
+      for (int turn = 0; turn < kTurns; ++turn) {
+        const int next = (turn + 1) % kTurns;
+        const uint32_t done = here;
+        if (next == 0) {
+          here = here == shared + (kGemmStages - 1) * kStageBytes ? shared : here + kStageBytes;
+          copy_async_wait<kGemmStages - 2>();
+          sync_threads();  // the next step has landed, and nobody reads this one any more
+        }
+        if (busy && (next != 0 || left_over > kStep)) {
+          if (next == 0) load_left_half(here, 0, a[0]);
+          if (next == kPairs - 1) load_left_half(here, 1, a[1]);
+          load_right_pair(here, next / kPairs, next % kPairs, b[next % 2]);
+        }
+        if (next == 0) {
+          if (left_over > kAhead) copy(done, past + kAhead, left_over - kAhead);
+          copy_async_commit();
+        }
+        if (!busy) continue;
+#pragma unroll
+        for (int i = 0; i < kDown; ++i)
+#pragma unroll
+          for (int k = 0; k < 2; ++k)
+            multiply_add<T>(sum[i][turn % kPairs * 2 + k], a[turn / kPairs][i], b[turn % 2][k]);
+      }
     }
   }
 
@@ -228,39 +264,28 @@ class TileProduct {
   static constexpr int kStageBytes = LeftTile::kBytes + (kPaired ? 2 : 1) * RightTile::kBytes;
   static_assert(kGemmStages * kStageBytes == kSharedBytes);
 
-  // The operands of one half of a step: kDepth<T> deep.
-  struct Fragments {
-    uint32_t left[kDown][4], right[kAcross / 2][2][2];
-
-    GK_DEVICE void load(uint32_t stage, int half) {
-      const LeftTile a{stage};
-      const int warp = static_cast<int>(threadIdx.x) / 32;
+  // The left operands of this warp from one half of a step: kDepth<T> deep.
+  static GK_DEVICE void load_left_half(uint32_t stage, int half, uint32_t (&a)[kDown][4]) {
+    const LeftTile tile{stage};
 #pragma unroll
-      for (int i = 0; i < kDown; ++i) {
-        const int row = warp / 2 * 64 + i * 16;
-        if constexpr (LeftLoader::kTransposed)
-          load_left_transposed(a, half * kDepth<T>, row, left[i]);
-        else
-          load_left(a, row, half * kDepth<T>, left[i]);
-      }
-#pragma unroll
-      for (int j = 0; j < kAcross / 2; ++j) {
-        const bool of_second = kPaired && j >= kAcross / 4;
-        const RightTile b{stage + LeftTile::kBytes + (of_second ? RightTile::kBytes : 0)};
-        const int col = first_col(2 * j);
-        if constexpr (RightLoader::kTransposed)
-          load_right_transposed(b, half * kDepth<T>, col, right[j]);
-        else
-          load_right(b, col, half * kDepth<T>, right[j]);
-      }
+    for (int i = 0; i < kDown; ++i) {
+      const int row = static_cast<int>(threadIdx.x) / 64 * 64 + i * 16;
+      if constexpr (LeftLoader::kTransposed)
+        load_left_transposed(tile, half * kDepth<T>, row, a[i]);
+      else
+        load_left(tile, row, half * kDepth<T>, a[i]);
     }
-  };
+  }
 
-  GK_DEVICE void multiply(const Fragments& f) {
-#pragma unroll
-    for (int i = 0; i < kDown; ++i)
-#pragma unroll
-      for (int j = 0; j < kAcross; ++j) multiply_add<T>(sum[i][j], f.left[i], f.right[j / 2][j % 2]);
+  // The right operands of sum[.][2 * pair] and the next.
+  static GK_DEVICE void load_right_pair(uint32_t stage, int half, int pair, uint32_t (&b)[2][2]) {
+    const bool of_second = kPaired && pair >= kAcross / 4;
+    const RightTile tile{stage + LeftTile::kBytes + (of_second ? RightTile::kBytes : 0)};
+    const int col = first_col(2 * pair);
+    if constexpr (RightLoader::kTransposed)
+      load_right_transposed(tile, half * kDepth<T>, col, b);
+    else
+      load_right(tile, col, half * kDepth<T>, b);
   }
 };
 
@@ -283,28 +308,25 @@ GK_DEVICE void transpose_quad(uint32_t (&r)[4]) {
   }
 }
 
-// Writes rows of a tile's columns: kTiles 8-column tiles of this thread's row, of which pair(j, a, b) gives the two
-// numbers; `first(j)` is the first column of tile j and `count` how many columns there are from the tile's first on.
-// `to` is the row's place of column 0 of the tile; `inside`: whether there is such a row. `wide`: rows of `to` may be
-// written 16 bytes at a time, and count is a multiple of that. All lanes call together.
-template <int kTiles, typename T, typename First, typename Pair>
-GK_DEVICE void store_tile_row(T* to, bool inside, bool wide, int count, First first, Pair pair) {
+// The numbers of one row of a tile that this thread has: kTiles pairs of neighbouring columns, pair j from
+// first(j) + lane % 4 * 2 on. `row` points at the row's place of column 0 of the tile, `inside` says whether there is
+// such a row and `count` how many columns there are from the tile's first on. `wide`: rows may be read and written 16
+// bytes at a time, and count is a multiple of that; then four lanes exchange what they have. All lanes call together.
+template <int kTiles, typename T, typename First>
+GK_DEVICE void store_tile_row(T* row, bool inside, bool wide, int count, First first, const float (&x)[kTiles][2]) {
+  const int lane = lane_id() & 3;
   if (!wide) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      float x[2];
-      pair(j, x[0], x[1]);
-      const int col = first(j) + lane_id() % 4 * 2;
-      if (inside && col < count) to[col] = narrow<T>(x[0]);
-      if (inside && col + 1 < count) to[col + 1] = narrow<T>(x[1]);
+      const int col = first(j) + lane * 2;
+      if (inside && col < count) row[col] = narrow<T>(x[j][0]);
+      if (inside && col + 1 < count) row[col + 1] = narrow<T>(x[j][1]);
     }
   } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
-      float x[2];
-      pair(j, x[0], x[1]);
-      const int col = first(j) + lane_id() % 4 * 2;
-      if (inside && col < count) store_8(to + col, {{float_to_bits(x[0]), float_to_bits(x[1])}});
+      const int col = first(j) + lane * 2;
+      if (inside && col < count) store_8(row + col, {{float_to_bits(x[j][0]), float_to_bits(x[j][1])}});
     }
   } else {
     static_assert(kTiles % 4 == 0);
@@ -312,16 +334,64 @@ GK_DEVICE void store_tile_row(T* to, bool inside, bool wide, int count, First fi
     for (int j = 0; j < kTiles; j += 4) {
       uint32_t r[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float x[2];
-        pair(j + i, x[0], x[1]);
-        r[i] = narrow_pair<T>(x[0], x[1]);
-      }
+      for (int i = 0; i < 4; ++i) r[i] = narrow_pair<T>(x[j + i][0], x[j + i][1]);
       transpose_quad(r);
-      const int col = first(j) + lane_id() % 4 * 8;
-      if (inside && col < count) store_16(to + col, {{r[0], r[1], r[2], r[3]}});
+      const int col = first(j) + lane * 8;
+      if (inside && col < count) store_16(row + col, {{r[0], r[1], r[2], r[3]}});
     }
   }
+}
+
+// What is not there is read as zero.
+template <int kTiles, typename T, typename First>
+GK_DEVICE void load_tile_row(const T* row, bool inside, bool wide, int count, First first, float (&x)[kTiles][2]) {
+  const int lane = lane_id() & 3;
+  if (!wide) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      const int col = first(j) + lane * 2;
+      x[j][0] = inside && col < count ? widen(row[col]) : 0.0f;
+      x[j][1] = inside && col + 1 < count ? widen(row[col + 1]) : 0.0f;
+    }
+  } else if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      const int col = first(j) + lane * 2;
+      const Words2 pair = inside && col < count ? load_8(row + col) : Words2{};
+      x[j][0] = bits_to_float(pair.word[0]);
+      x[j][1] = bits_to_float(pair.word[1]);
+    }
+  } else {
+    static_assert(kTiles % 4 == 0);
+#pragma unroll
+    for (int j = 0; j < kTiles; j += 4) {
+      const int col = first(j) + lane * 8;
+      const Words4 words = inside && col < count ? load_16(row + col) : Words4{};
+      uint32_t r[4] = {words.word[0], words.word[1], words.word[2], words.word[3]};
+      transpose_quad(r);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) widen_pair<T>(r[i], x[j + i][0], x[j + i][1]);
+    }
+  }
+}
+
+// Writes a product's tile at row `row` and column `col` of `to`, dense rows of `cols`.
+template <typename T, typename Product>
+GK_DEVICE void store_tile(const Product& product, T* to, int row, int row_end, int col, int cols) {
+#pragma unroll
+  for (int i = 0; i < Product::kDown; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = row + Product::row_of(i, half);
+      float x[Product::kAcross][2];
+#pragma unroll
+      for (int j = 0; j < Product::kAcross; ++j) {
+        x[j][0] = product.sum[i][j][2 * half];
+        x[j][1] = product.sum[i][j][2 * half + 1];
+      }
+      store_tile_row(to + int64_t{r} * cols + col, r < row_end, cols % kVector<T> == 0, cols - col, Product::first_col,
+                     x);
+    }
 }
 
 // Host: sizes are counted in 32 bits on the device.
@@ -340,6 +410,18 @@ Layout layout_of(const void* data, int64_t outer, int64_t depth, int64_t outer_s
   if (depth_stride == 1 && even(outer_stride) && even(depth)) return Layout::along_depth;
   if (outer_stride == 1 && even(depth_stride) && even(outer)) return Layout::along_outer;
   return Layout::any;
+}
+
+// Host: f.template operator()<left, right>() for the pairs that have kernels: the left operand along the sum, the right
+// one along either side. One operand that lies otherwise makes both read number by number.
+template <typename F>
+void with_layouts(Layout left, Layout right, const F& f) {
+  if (left == Layout::along_depth && right == Layout::along_depth)
+    f.template operator()<Layout::along_depth, Layout::along_depth>();
+  else if (left == Layout::along_depth && right == Layout::along_outer)
+    f.template operator()<Layout::along_depth, Layout::along_outer>();
+  else
+    f.template operator()<Layout::any, Layout::any>();
 }
 
 }  // namespace grokkernels::device

@@ -16,34 +16,14 @@ namespace {
 
 using namespace device;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Writes a tile at row `row` and column `col` of `to`, dense rows of `cols`.
-template <typename T, typename Product>
-GK_DEVICE void store_tile(const Product& product, T* to, int row, int row_end, int col, int cols) {
-  const bool wide = cols % kVector<T> == 0;
-#pragma unroll
-  for (int i = 0; i < Product::kDown; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row + Product::row_of(i, half);
-      store_tile_row<Product::kAcross>(
-          to + int64_t{r} * cols + col, r < row_end, wide, cols - col, [](int j) { return Product::first_col(j); },
-          [&](int j, float& a, float& b) {
-            a = product.sum[i][j][2 * half];
-            b = product.sum[i][j][2 * half + 1];
-          });
-    }
-}
-
 template <typename T, Layout kX, Layout kW>
 __global__ void __launch_bounds__(kGemmThreads, 2) grouped_mm_kernel(const __grid_constant__ GroupedMmParams p) {
   using Product = TileProduct<T, kX, kW>;
   const uint32_t shared = shared_address(dynamic_shared());
   const int rows = static_cast<int>(p.rows), cols = static_cast<int>(p.cols), groups = static_cast<int>(p.groups);
-  GroupTiles<Product::kRows> tiles(p.offsets, groups, rows, (cols + Product::kCols - 1) / Product::kCols);
+  const int across = (cols + Product::kCols - 1) / Product::kCols;
   GroupTile t;
-  for (unsigned i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; find_tile<Product::kRows>(p.offsets, groups, rows, across, i, t); i += gridDim.x) {
     const Operand<T> x{static_cast<const T*>(p.x), p.x_strides.row, p.x_strides.col};
     const Operand<T> w{static_cast<const T*>(p.w) + t.group * p.w_strides.stack, p.w_strides.col, p.w_strides.row};
     const int col = t.across * Product::kCols;
@@ -79,47 +59,33 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   }
 }
 
-template <typename T, Layout kX, Layout kW>
-void launch_forward(const GroupedMmParams& p, Stream stream) {
-  using Product = TileProduct<T, kX, kW>;
-  // At least one block, for the rows past the last group.
-  const int64_t tiles = most_group_tiles(p.rows, p.groups, Product::kRows, ceil_div(p.cols, Product::kCols));
-  launch(grouped_mm_kernel<T, kX, kW>,
-         {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
-         stream, p);
-}
-
-template <typename T, Layout kX, Layout kDy>
-void launch_wgrad(const GroupedMmWgradParams& p, Stream stream) {
-  using Product = TileProduct<T, kX, kDy>;
-  const int64_t tiles = p.groups * ceil_div(p.depth, Product::kRows) * ceil_div(p.cols, Product::kCols);
-  launch(grouped_mm_wgrad_kernel<T, kX, kDy>,
-         {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
-         stream, p);
-}
-
 template <typename T>
 void forward(const GroupedMmParams& p, Stream stream) {
   const StackStrides &xs = p.x_strides, &ws = p.w_strides;
   const Layout x = layout_of<T>(p.x, p.rows, p.depth, xs.row, xs.col);
   const Layout w = layout_of<T>(p.w, p.cols, p.depth, ws.col, ws.row, ws.stack);
-  if (x == Layout::along_depth && w == Layout::along_depth)
-    launch_forward<T, Layout::along_depth, Layout::along_depth>(p, stream);
-  else if (x == Layout::along_depth && w == Layout::along_outer)
-    launch_forward<T, Layout::along_depth, Layout::along_outer>(p, stream);
-  else
-    launch_forward<T, Layout::any, Layout::any>(p, stream);
+  with_layouts(x, w, [&]<Layout kX, Layout kW>() {
+    using Product = TileProduct<T, kX, kW>;
+    const int64_t tiles = most_group_tiles(p.rows, p.groups, Product::kRows, ceil_div(p.cols, Product::kCols));
+    launch(grouped_mm_kernel<T, kX, kW>,
+           {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
+           stream, p);
+  });
 }
 
 template <typename T>
 void weight_gradient(const GroupedMmWgradParams& p, Stream stream) {
   const StackStrides &xs = p.x_strides, &dys = p.dy_strides;
-  const Layout x = layout_of<T>(p.x, p.depth, p.rows, xs.col, xs.row);
-  const Layout dy = layout_of<T>(p.dy, p.cols, p.rows, dys.col, dys.row);
-  if (x == Layout::along_outer && dy == Layout::along_outer)
-    launch_wgrad<T, Layout::along_outer, Layout::along_outer>(p, stream);
-  else
-    launch_wgrad<T, Layout::any, Layout::any>(p, stream);
+  const bool dense = layout_of<T>(p.x, p.depth, p.rows, xs.col, xs.row) == Layout::along_outer &&
+                     layout_of<T>(p.dy, p.cols, p.rows, dys.col, dys.row) == Layout::along_outer;
+  const auto run = [&]<Layout kBoth>() {
+    using Product = TileProduct<T, kBoth, kBoth>;
+    const int64_t tiles = p.groups * ceil_div(p.depth, Product::kRows) * ceil_div(p.cols, Product::kCols);
+    launch(grouped_mm_wgrad_kernel<T, kBoth, kBoth>,
+           {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
+           stream, p);
+  };
+  dense ? run.template operator()<Layout::along_outer>() : run.template operator()<Layout::any>();
 }
 
 // Chips of compute capability 9 alone have what grouped_mm_sm90.cu is written in.

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "common/expert_order.h"
 #include "torch/column.h"
 
 namespace grokkernels {
@@ -74,6 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
   Tensor token_of = new_tensor({s.rows()}, ScalarType::Int, x);
   Tensor hidden = new_tensor({s.rows(), s.hidden_cols}, dtype, x);
   Tensor down = new_tensor({s.rows(), s.cols}, ScalarType::Float, x);
+  Tensor counts = new_tensor({kHostMemory ? 0 : expert_order_counts(s.rows(), s.experts)}, ScalarType::Int, x);
   GK_LAUNCH(moe_experts_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .activation = activation_of(activation),
@@ -95,6 +97,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
     .token_of = data<int32_t>(token_of),
     .hidden = data(hidden),
     .down = data<float>(down),
+    .counts = data<int32_t>(counts),
     .x_stride = xr.stride});
   return {y, gate, up, slots, offsets};
 }
@@ -126,7 +129,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
   Tensor dgate = new_tensor({s.rows(), s.hidden_cols}, dtype, x);
   Tensor dup = new_tensor({s.rows(), s.hidden_cols}, dtype, x);
   Tensor scaled_hidden = new_tensor({s.rows(), s.hidden_cols}, dtype, x);
-  const int64_t parts = (s.hidden_cols + kMoeDotCols - 1) / kMoeDotCols;
+  constexpr int64_t kDotCols = kHostMemory ? kMoeDotCols : kMoeDotColsDevice;
+  const int64_t parts = (s.hidden_cols + kDotCols - 1) / kDotCols;
   Tensor dots = new_tensor({s.rows(), parts}, ScalarType::Float, x);
   Tensor dx_rows = new_tensor({s.rows(), s.cols}, ScalarType::Float, x);
   GK_LAUNCH(moe_experts_bwd, x)

@@ -83,7 +83,7 @@ _fwd = dispatch.define(
 )
 
 
-def _supports_cpu(
+def _supports_native(
     x: torch.Tensor,
     gate_proj: torch.Tensor,
     up_proj: torch.Tensor,
@@ -98,7 +98,7 @@ def _supports_cpu(
     return dispatch.native_dtypes(x=x, gate_proj=gate_proj, up_proj=up_proj, down_proj=down_proj)
 
 
-ROW = dispatch.Row("moe_experts", {"cpu": _supports_cpu})
+ROW = dispatch.Row("moe_experts", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def moe_experts(
