@@ -24,7 +24,7 @@ namespace grokkernels::device {
 enum class Layout { along_depth, along_outer, any };
 
 // Element (outer, depth) lies at data[outer * outer_stride + depth * depth_stride]; with an index, outer (or depth) is
-// looked up there first: a gather.
+// looked up there first: a gather. A depth that is gathered has a stride below 2^31.
 template <typename T>
 struct Operand {
   const T* data;
@@ -89,8 +89,9 @@ class Loader {
 #pragma unroll
         for (int i = 0; i < kCopies; ++i) {
           const bool valid = inside_ != 0 && row(i) < left;
-          const int64_t place = valid ? from_.depth_index[depth_ + row(i)] : 0;
-          copy_async_16(to.chunk(row(i), chunk()), at_[0] + place * from_.depth_stride, valid);
+          const int32_t place = valid ? from_.depth_index[depth_ + row(i)] : 0;
+          copy_async_16(to.chunk(row(i), chunk()), at_[0] + int64_t{place} * static_cast<int32_t>(from_.depth_stride),
+                        valid);
         }
         depth_ += kStepDepth<T>;
       }
@@ -308,25 +309,30 @@ GK_DEVICE void transpose_quad(uint32_t (&r)[4]) {
   }
 }
 
-// The numbers of one row of a tile that this thread has: kTiles pairs of neighbouring columns, pair j from
-// first(j) + lane % 4 * 2 on. `row` points at the row's place of column 0 of the tile, `inside` says whether there is
-// such a row and `count` how many columns there are from the tile's first on. `wide`: rows may be read and written 16
-// bytes at a time, and count is a multiple of that; then four lanes exchange what they have. All lanes call together.
-template <int kTiles, typename T, typename First>
-GK_DEVICE void store_tile_row(T* row, bool inside, bool wide, int count, First first, const float (&x)[kTiles][2]) {
+// Writes what this thread has of one row of a tile: kTiles pairs of neighbouring columns, of which pair(j, a, b) gives
+// number j, from first(j) + lane % 4 * 2 on. `row` points at the row's place of column 0 of the tile, `inside` says
+// whether there is such a row and `count` how many columns there are from the tile's first on. `wide`: rows may be
+// written 16 bytes at a time, and count is a multiple of that; then four lanes exchange what they have. All lanes call
+// together.
+template <int kTiles, typename T, typename First, typename Pair>
+GK_DEVICE void store_tile_row(T* row, bool inside, bool wide, int count, First first, Pair pair) {
   const int lane = lane_id() & 3;
   if (!wide) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
+      float x[2];
+      pair(j, x[0], x[1]);
       const int col = first(j) + lane * 2;
-      if (inside && col < count) row[col] = narrow<T>(x[j][0]);
-      if (inside && col + 1 < count) row[col + 1] = narrow<T>(x[j][1]);
+      if (inside && col < count) row[col] = narrow<T>(x[0]);
+      if (inside && col + 1 < count) row[col + 1] = narrow<T>(x[1]);
     }
   } else if constexpr (sizeof(T) == 4) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
+      float x[2];
+      pair(j, x[0], x[1]);
       const int col = first(j) + lane * 2;
-      if (inside && col < count) store_8(row + col, {{float_to_bits(x[j][0]), float_to_bits(x[j][1])}});
+      if (inside && col < count) store_8(row + col, {{float_to_bits(x[0]), float_to_bits(x[1])}});
     }
   } else {
     static_assert(kTiles % 4 == 0);
@@ -334,7 +340,11 @@ GK_DEVICE void store_tile_row(T* row, bool inside, bool wide, int count, First f
     for (int j = 0; j < kTiles; j += 4) {
       uint32_t r[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) r[i] = narrow_pair<T>(x[j + i][0], x[j + i][1]);
+      for (int i = 0; i < 4; ++i) {
+        float x[2];
+        pair(j + i, x[0], x[1]);
+        r[i] = narrow_pair<T>(x[0], x[1]);
+      }
       transpose_quad(r);
       const int col = first(j) + lane * 8;
       if (inside && col < count) store_16(row + col, {{r[0], r[1], r[2], r[3]}});
@@ -342,7 +352,15 @@ GK_DEVICE void store_tile_row(T* row, bool inside, bool wide, int count, First f
   }
 }
 
-// What is not there is read as zero.
+template <int kTiles, typename T, typename First>
+GK_DEVICE void store_tile_row(T* row, bool inside, bool wide, int count, First first, const float (&x)[kTiles][2]) {
+  store_tile_row<kTiles>(row, inside, wide, count, first, [&](int j, float& a, float& b) {
+    a = x[j][0];
+    b = x[j][1];
+  });
+}
+
+// The way back; what is not there is read as zero.
 template <int kTiles, typename T, typename First>
 GK_DEVICE void load_tile_row(const T* row, bool inside, bool wide, int count, First first, float (&x)[kTiles][2]) {
   const int lane = lane_id() & 3;
@@ -383,14 +401,11 @@ GK_DEVICE void store_tile(const Product& product, T* to, int row, int row_end, i
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = row + Product::row_of(i, half);
-      float x[Product::kAcross][2];
-#pragma unroll
-      for (int j = 0; j < Product::kAcross; ++j) {
-        x[j][0] = product.sum[i][j][2 * half];
-        x[j][1] = product.sum[i][j][2 * half + 1];
-      }
-      store_tile_row(to + int64_t{r} * cols + col, r < row_end, cols % kVector<T> == 0, cols - col, Product::first_col,
-                     x);
+      store_tile_row<Product::kAcross>(to + int64_t{r} * cols + col, r < row_end, cols % kVector<T> == 0, cols - col,
+                                       Product::first_col, [&](int j, float& a, float& b) {
+                                         a = product.sum[i][j][2 * half];
+                                         b = product.sum[i][j][2 * half + 1];
+                                       });
     }
 }
 

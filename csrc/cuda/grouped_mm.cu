@@ -22,8 +22,9 @@ __global__ void __launch_bounds__(kGemmThreads, 2) grouped_mm_kernel(const __gri
   const uint32_t shared = shared_address(dynamic_shared());
   const int rows = static_cast<int>(p.rows), cols = static_cast<int>(p.cols), groups = static_cast<int>(p.groups);
   const int across = (cols + Product::kCols - 1) / Product::kCols;
+  const GroupTiles<Product::kRows> tiles{p.offsets, groups, rows, across};
   GroupTile t;
-  for (unsigned i = blockIdx.x; find_tile<Product::kRows>(p.offsets, groups, rows, across, i, t); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
     const Operand<T> x{static_cast<const T*>(p.x), p.x_strides.row, p.x_strides.col};
     const Operand<T> w{static_cast<const T*>(p.w) + t.group * p.w_strides.stack, p.w_strides.col, p.w_strides.row};
     const int col = t.across * Product::kCols;

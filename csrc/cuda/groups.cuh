@@ -32,41 +32,47 @@ struct GroupTile {
 
 // The tiles, kTileRows rows each and `across` of them side by side, are numbered group by group, within a group in
 // bands of kBandTiles rows of tiles and column by column in a band, so that blocks at work together share rows and
-// columns. Tile number `index`; false when there are fewer. All lanes of a warp call together. Nothing is kept from
-// call to call: the registers belong to the product.
+// columns.
 template <int kTileRows>
-GK_DEVICE bool find_tile(const int32_t* offsets, int groups, int rows, int across, unsigned index, GroupTile& tile) {
-  if (across == 0) return false;
-  const int lane = lane_id() & 31;
-  unsigned before = 0;                                // tiles of the groups before `first`
-  for (int first = 0; first < groups; first += 32) {  // 32 groups at a time, one to a lane
-    const Group mine = first + lane < groups ? group_of(offsets, first + lane, rows) : Group{0, 0};
-    const unsigned tiles =
-        static_cast<unsigned>((mine.end - mine.begin + kTileRows - 1) / kTileRows) * static_cast<unsigned>(across);
-    unsigned upto = tiles;
+struct GroupTiles {
+  const int32_t* offsets;
+  int groups, rows, across;
+
+  // Tile number `index`; false when there are fewer. All lanes of a warp call together. Nothing is kept from call to
+  // call: the registers belong to the product.
+  GK_DEVICE bool find(unsigned index, GroupTile& tile) const {
+    if (across == 0) return false;
+    const int lane = lane_id() & 31;
+    unsigned before = 0;                                // tiles of the groups before `first`
+    for (int first = 0; first < groups; first += 32) {  // 32 groups at a time, one to a lane
+      const Group mine = first + lane < groups ? group_of(offsets, first + lane, rows) : Group{0, 0};
+      const unsigned tiles =
+          static_cast<unsigned>((mine.end - mine.begin + kTileRows - 1) / kTileRows) * static_cast<unsigned>(across);
+      unsigned upto = tiles;
 #pragma unroll
-    for (unsigned delta = 1; delta < 32; delta *= 2) {
-      const unsigned below = shuffle_up(upto, delta);
-      if (lane >= static_cast<int>(delta)) upto += below;
+      for (unsigned delta = 1; delta < 32; delta *= 2) {
+        const unsigned below = shuffle_up(upto, delta);
+        if (lane >= static_cast<int>(delta)) upto += below;
+      }
+      const uint32_t later = ballot(index < before + upto);
+      if (later != 0) {
+        const int owner = 32 - count_bits(later);
+        const int height = static_cast<int>(shuffle(tiles, owner)) / across;
+        const int local = static_cast<int>(index - before - shuffle(upto - tiles, owner));
+        const int band = local / (kBandTiles * across) * kBandTiles;
+        const int in_band = height - band < kBandTiles ? height - band : kBandTiles;
+        const int rest = local - band * across;
+        tile.group = first + owner;
+        tile.row = shuffle(mine.begin, owner) + (band + rest % in_band) * kTileRows;
+        tile.end = shuffle(mine.end, owner);
+        tile.across = rest / in_band;
+        return true;
+      }
+      before += shuffle(upto, 31);
     }
-    const uint32_t later = ballot(index < before + upto);
-    if (later != 0) {
-      const int owner = 32 - count_bits(later);
-      const int height = static_cast<int>(shuffle(tiles, owner)) / across;
-      const int local = static_cast<int>(index - before - shuffle(upto - tiles, owner));
-      const int band = local / (kBandTiles * across) * kBandTiles;
-      const int in_band = height - band < kBandTiles ? height - band : kBandTiles;
-      const int rest = local - band * across;
-      tile.group = first + owner;
-      tile.row = shuffle(mine.begin, owner) + (band + rest % in_band) * kTileRows;
-      tile.end = shuffle(mine.end, owner);
-      tile.across = rest / in_band;
-      return true;
-    }
-    before += shuffle(upto, 31);
+    return false;
   }
-  return false;
-}
+};
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

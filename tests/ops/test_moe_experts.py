@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
+from grokkernels import native
 from grokkernels.ops.moe_experts import ACTIVATIONS
 from grokkernels.reference.gated_activation import ACTIVATIONS as REFERENCE_ACTIVATIONS
 from grokkernels.reference.moe_gate import Routing
@@ -32,6 +33,7 @@ class TestCases(CaseTableTests):
     activation=st.sampled_from(ACTIVATIONS),
     capacity_factor=st.none() | st.floats(0.5, 2.0),
     dtype=st.sampled_from(cases.TABLE.dtypes),
+    backend=st.sampled_from(["cpu", "emulated"]),
 )
 def test_drawn_shapes(
     tokens: int,
@@ -43,11 +45,12 @@ def test_drawn_shapes(
     activation: str,
     capacity_factor: float | None,
     dtype: torch.dtype,
+    backend: str,
 ) -> None:
     top_k = data.draw(st.integers(1, experts))
     options = {"activation": activation, "capacity_factor": capacity_factor}
     case = cases.case(tokens, cols, hidden_cols, experts, top_k, how, **options)
-    verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+    verdict = judge.judge(cases.TABLE, case, dtype, backend)
     assert verdict.passed, verdict
 
 
@@ -66,33 +69,79 @@ def test_repeatable_bit_by_bit() -> None:
         assert torch.equal(one, other)
 
 
-def test_tokens_do_not_see_each_other() -> None:
+@pytest.mark.parametrize("dtype", cases.TABLE.dtypes)
+def test_any_schedule_gives_the_same_bits(dtype: torch.dtype) -> None:
+    """More than one tile of rows and of both widths, on a device, in any order of its threads."""
+    case = judge.in_dtype(cases.case(70, 136, 136, 3, 2, "uneven").arguments(), dtype)
+    runs = []
+    native.emulated.reset_counters()
+    for seed in (0, 5):
+        native.emulated.set_seed(seed)
+        try:
+            run = judge.run(lambda **kw: cases.moe_experts(**kw, backend="emulated"), case, cases.TABLE.grad, None)
+        finally:
+            native.emulated.set_seed(0)
+        runs.append(run[0] + run[1])
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one, other)
+    assert native.emulated.counters()["bank_conflicts"] == 0
+
+
+@pytest.mark.parametrize("transposed", [(), ("gate_proj", "up_proj"), ("down_proj",), ("gate_proj",), ("x",)])
+def test_weights_that_lie_the_other_way(transposed: tuple[str, ...]) -> None:
+    """Operands of either layout, and gate and up that differ: on a device each has a path of its own."""
+    case = judge.in_dtype(cases.case(40, 48, 80, 4, 2).arguments(), torch.bfloat16)
+    wanted = judge.run(lambda **kw: cases.moe_experts(**kw, backend="emulated"), case, cases.TABLE.grad, None)
+    other = {k: v.mT.contiguous().mT if k in transposed else v for k, v in case.items()}
+    got = judge.run(lambda **kw: cases.moe_experts(**kw, backend="emulated"), other, cases.TABLE.grad, wanted[2])
+    for one, two in zip(wanted[0] + wanted[1], got[0] + got[1], strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("slots", [[[0, 99], [-7, 1]], [[4, 2**31 - 1], [-(2**31), 0]]])
+@pytest.mark.parametrize("offsets", [[3, 1], [-5, 2], [9, 9]])
+def test_device_function_stays_inside(slots: list[list[int]], offsets: list[int]) -> None:
+    """Whatever slots and offsets hold, the gradient reads and writes its own memory only."""
+    x, weights = torch.ones(2, 8), torch.ones(2, 2)
+    gate_proj, down_proj, kept = torch.ones(2, 16, 8), torch.ones(2, 8, 16), torch.ones(4, 16)
+    slots, offsets = torch.tensor(slots, dtype=torch.int32), torch.tensor(offsets, dtype=torch.int32)
+    torch.ops.grokkernels.moe_experts_bwd.emulated(
+        x, x, gate_proj, gate_proj, down_proj, weights, kept, kept, slots, offsets, 0
+    )
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_tokens_do_not_see_each_other(backend: str) -> None:
     """NaN in one token changes no bit of another; alone, a token gives the same up to the order of sums."""
     case = judge.in_dtype(cases.case(40, 48, 80, 4, 2).arguments(), torch.float32)
-    before = cases.moe_experts(**case, backend="cpu")
+    before = cases.moe_experts(**case, backend=backend)
     case["x"][5] = float("nan")
-    after = cases.moe_experts(**case, backend="cpu")
+    after = cases.moe_experts(**case, backend=backend)
     assert torch.equal(torch.cat([after[:5], after[6:]]), torch.cat([before[:5], before[6:]]))
     alone = {**case, **{name: case[name][9:10] for name in ("x", "weights", "indices")}}
-    torch.testing.assert_close(cases.moe_experts(**alone, backend="cpu"), before[9:10])
+    torch.testing.assert_close(cases.moe_experts(**alone, backend=backend), before[9:10])
 
 
-def test_inference_keeps_nothing() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_inference_keeps_nothing(backend: str) -> None:
     """Without gradients gate and up are not written, and the result is the same."""
     case = arguments()
     leaf = {**case, "x": case["x"].requires_grad_()}
     with torch.no_grad():
-        y = cases.moe_experts(**leaf, backend="cpu")
-    assert torch.equal(y, cases.moe_experts(**leaf, backend="cpu"))
+        y = cases.moe_experts(**leaf, backend=backend)
+    assert torch.equal(y, cases.moe_experts(**leaf, backend=backend))
 
 
-def test_idle_experts_are_not_read() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_idle_experts_are_not_read(backend: str) -> None:
     """NaN in the weights of an expert without tokens reaches nothing, and its gradient is zero."""
     case = arguments()
     case["indices"] = case["indices"].clamp(max=2)
     for name in ("gate_proj", "up_proj", "down_proj"):
         case[name][3] = float("nan")
-    outputs, gradients, _ = judge.run(lambda **kw: cases.moe_experts(**kw, backend="cpu"), case, cases.TABLE.grad, None)
+    outputs, gradients, _ = judge.run(
+        lambda **kw: cases.moe_experts(**kw, backend=backend), case, cases.TABLE.grad, None
+    )
     assert outputs[0].isfinite().all()
     for gradient in gradients:
         assert gradient.isfinite().all()

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
   const int steps = (static_cast<int>(p.depth) + Gemm::kStep - 1) / Gemm::kStep;
   const int rank = kCluster > 1 ? cluster_rank() : 0;
   const unsigned first = blockIdx.x / kCluster, clusters = gridDim.x / kCluster;
-  GroupTiles<Gemm::kRows * kCluster> tiles(p.offsets, groups, rows, (cols + kCols - 1) / kCols);
+  const GroupTiles<Gemm::kRows * kCluster> tiles{p.offsets, groups, rows, (cols + kCols - 1) / kCols};
   GroupTile t;
   auto ring = Gemm::start();
   if (warpgroup_id() == 0) {

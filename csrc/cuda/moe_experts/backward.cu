@@ -93,8 +93,9 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   const uint32_t shared = shared_address(dynamic_shared());
   const int cols = static_cast<int>(p.hidden_cols), experts = static_cast<int>(p.experts);
   const StackStrides& s = p.experts_weights.down_strides;
+  const GroupTiles<Product::kRows> tiles{p.offsets, experts, rows, across};
   GroupTile t;
-  for (unsigned i = blockIdx.x; find_tile<Product::kRows>(p.offsets, experts, rows, across, i, t); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
     const Operand<T> dy{static_cast<const T*>(p.dy), p.dy_stride, 1, p.token_of};
     const Operand<T> projection{static_cast<const T*>(p.experts_weights.down) + t.group * s.stack, s.col, s.row};
     const int col = t.across * Product::kCols;
@@ -126,8 +127,9 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   const uint32_t shared = shared_address(dynamic_shared());
   const int cols = static_cast<int>(p.cols), experts = static_cast<int>(p.experts);
   const ExpertWeights& w = p.experts_weights;
+  const GroupTiles<Product::kRows> tiles{p.offsets, experts, rows, across};
   GroupTile t;
-  for (unsigned i = blockIdx.x; find_tile<Product::kRows>(p.offsets, experts, rows, across, i, t); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
     const int col = t.across * Product::kCols;
     Product product;
     product.clear();
@@ -223,7 +225,8 @@ void backward(const MoeExpertsBwdParams& p, Stream stream) {
            {.grid = {persistent_blocks(count, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
            stream, p, static_cast<int>(rows));
   };
-  const bool dense = dy == Layout::along_depth && x == Layout::along_depth && hidden == Layout::along_depth;
+  const bool dense = dy == Layout::along_depth && x == Layout::along_depth && hidden == Layout::along_depth &&
+                     p.x_stride <= INT32_MAX && p.dy_stride <= INT32_MAX;
   dense ? weight_gradients.template operator()<Layout::along_outer>()
         : weight_gradients.template operator()<Layout::any>();
 }

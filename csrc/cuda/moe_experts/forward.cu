@@ -56,8 +56,9 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   const uint32_t shared = shared_address(dynamic_shared());
   const int cols = static_cast<int>(p.hidden_cols), experts = static_cast<int>(p.experts);
   const ExpertWeights& w = p.experts_weights;
+  const GroupTiles<Product::kRows> tiles{p.offsets, experts, rows, across};
   GroupTile t;
-  for (unsigned i = blockIdx.x; find_tile<Product::kRows>(p.offsets, experts, rows, across, i, t); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
     const Operand<T> x{static_cast<const T*>(p.x), p.x_stride, 1, p.token_of};
     const auto projection = [&](const void* data, const StackStrides& s) {
       return Operand<T>{static_cast<const T*>(data) + t.group * s.stack, s.row, s.col};
@@ -97,8 +98,9 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   const uint32_t shared = shared_address(dynamic_shared());
   const int cols = static_cast<int>(p.cols), experts = static_cast<int>(p.experts);
   const StackStrides& s = p.experts_weights.down_strides;
+  const GroupTiles<Product::kRows> tiles{p.offsets, experts, rows, across};
   GroupTile t;
-  for (unsigned i = blockIdx.x; find_tile<Product::kRows>(p.offsets, experts, rows, across, i, t); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
     const Operand<T> hidden{static_cast<const T*>(p.hidden), p.hidden_cols, 1};
     const Operand<T> projection{static_cast<const T*>(p.experts_weights.down) + t.group * s.stack, s.row, s.col};
     const int col = t.across * Product::kCols;
