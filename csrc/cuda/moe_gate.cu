@@ -28,7 +28,7 @@ constexpr int kThreads = static_cast<int>(kMoeGateThreads), kWarps = kThreads / 
 constexpr float kSmallest = 1e-20f;  // a sum that something is divided by is at least this
 constexpr float kInfinity = __builtin_inff();
 
-// Blocks that a multiprocessor is to hold at a time, as many as the registers for kEach experts in a lane allow:
+// Blocks that a multiprocessor is to hold at least, about as many as the registers for kEach experts in a lane allow:
 // 3 of 4, 2 of 8, 1 of 16 and 32.
 template <int kEach>
 constexpr int kBlocks = kEach <= 8 ? 4 - kEach / 4 : 1;
@@ -132,6 +132,7 @@ GK_DEVICE void limit_groups(const MoeGateFwdParams& p, int lane, float (&choice)
   for (int v = 0; v < kEach; ++v)
     if (v * kWidth + lane < experts) values[v * kWidth + lane] = choice[v];
   sync_warp();
+#pragma unroll 1
   for (int g = lane; g < count; g += kWidth) {
     float first = -kInfinity, second = first;
     int at = g % size;  // a start of its own, so that lanes do not meet in one bank
@@ -145,6 +146,7 @@ GK_DEVICE void limit_groups(const MoeGateFwdParams& p, int lane, float (&choice)
     groups[g] = sum == sum ? sum : kInfinity;
   }
   sync_warp();
+#pragma unroll 1
   for (int g = lane; g < count; g += kWidth) {
     int better = 0;
     for (int other = 0; other < count; ++other)
@@ -184,6 +186,7 @@ struct Chosen {
   template <typename Function>
   GK_DEVICE void each(const Function& f) {
     if (lane < count) weight = f(weight);
+#pragma unroll 1
     for (int k = lane + kWidth; k < count; k += kWidth) weights[k] = f(weights[k]);
   }
   GK_DEVICE float sum() {
@@ -250,6 +253,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kEach>)
     uint32_t taken = 0;  // a bit for each of this lane's experts
 #pragma unroll
     for (int v = 0; v < kEach; ++v) taken |= v * kWidth + lane < experts ? 0u : 1u << v;
+#pragma unroll 1
     for (int k = 0; k < top_k; ++k) {
       constexpr int kNone = 1 << 30;
       float best = -kInfinity, weight = 0.0f;
@@ -290,6 +294,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kEach>)
     }
     const float sum = g.renormalize ? fmaxf(chosen.sum(), kSmallest) : 1.0f;
     chosen.each([&](float x) { return s.routed ? x / sum * g.routed_scale : 0.0f; });
+#pragma unroll 1
     for (int k = lane; k < chosen.count; k += kWidth) {
       const int32_t expert = k == lane ? chosen.index : chosen.indices[k];
       if (k == lane) chosen.weights[k] = chosen.weight;

@@ -36,7 +36,7 @@ GK_DEVICE int64_t row_here() { return static_cast<int64_t>(blockIdx.x) * blockDi
 
 // What is copied at a time: 16 bytes, or one element.
 GK_DEVICE Words4 load_unit(const Words4* p) { return load_16(p); }
-GK_DEVICE void store_unit(Words4* p, Words4 v) { store_16_streaming(p, v); }
+GK_DEVICE void store_unit(Words4* p, Words4 v) { store_16(p, v); }
 template <typename Unit>
 GK_DEVICE Unit load_unit(const Unit* p) {
   return *p;
@@ -78,7 +78,7 @@ struct Elements {
   }
   GK_DEVICE void store(T* p) const {
     if constexpr (kVectors)
-      store_vector_streaming(p, x);
+      store_vector(p, x);
     else
       *p = narrow<T>(x[0]);
   }
@@ -97,22 +97,33 @@ struct WeightedSum {
 template <typename T, bool kVectors>
 __global__ void __launch_bounds__(kThreads) moe_weighted_sum_kernel(const __grid_constant__ WeightedSum p) {
   using Part = Elements<T, kVectors>;
+  constexpr int kAhead = 2;  // rows on their way at a time
   const int64_t token = row_here();
   if (token >= p.tokens) return;
   const T* y = static_cast<const T*>(p.y);
   T* out = static_cast<T*>(p.out) + token * p.cols;
-  const int32_t* slots = p.slots + token * p.top_k;
+  const int top_k = static_cast<int>(p.top_k);
+  const unsigned pairs = static_cast<unsigned>(p.tokens * p.top_k);  // below 2^31
+  const int32_t* slots = p.slots + token * top_k;
+  const float* weights = p.weights == nullptr ? nullptr : p.weights + token * top_k;
   for (int64_t c = threadIdx.x * Part::kCount; c < p.cols; c += blockDim.x * Part::kCount) {
     Part sum{};
-#pragma unroll 4
-    for (int64_t k = 0; k < p.top_k; ++k) {
-      const int64_t slot = slots[k];
-      if (slot < 0 || slot >= p.tokens * p.top_k) continue;
-      const float weight = p.weights == nullptr ? 1.0f : p.weights[token * p.top_k + k];
-      Part v;
-      v.load(y + slot * p.y_stride + c);
+    for (int k = 0; k < top_k; k += kAhead) {
+      Part part[kAhead];
+      float weight[kAhead];
 #pragma unroll
-      for (int i = 0; i < Part::kCount; ++i) sum.x[i] = fmaf(weight, v.x[i], sum.x[i]);
+      for (int j = 0; j < kAhead; ++j) {
+        part[j] = Part{};
+        weight[j] = 0.0f;
+        const unsigned slot = k + j < top_k ? static_cast<unsigned>(slots[k + j]) : pairs;
+        if (slot >= pairs) continue;
+        weight[j] = weights == nullptr ? 1.0f : weights[k + j];
+        part[j].load(y + slot * p.y_stride + c);
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j)
+#pragma unroll
+        for (int i = 0; i < Part::kCount; ++i) sum.x[i] = fmaf(weight[j], part[j].x[i], sum.x[i]);
     }
     sum.store(out + c);
   }

@@ -326,6 +326,10 @@ void prepare_block(Worker& w, Block& block, const LaunchShape& shape, Index3 ind
   }
   block.mbarriers.clear();
   block.warpgroups.assign(static_cast<size_t>(block.threads + 127) / 128, {});
+#if defined(__SANITIZE_THREAD__)
+  for (size_t i = static_cast<size_t>(block.threads); i < block.fibers.size(); ++i)  // of a larger block before
+    if (block.fibers[i].tsan != nullptr) __tsan_destroy_fiber(block.fibers[i].tsan);
+#endif
   block.fibers.resize(static_cast<size_t>(block.threads));
 }
 
