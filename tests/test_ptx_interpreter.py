@@ -198,6 +198,16 @@ def test_threads_that_left(kernels):
         assert (got[:, warp][:, ~stay] == -1).all()
 
 
+def test_calls_of_a_function(kernels):
+    def power(a, b, n):
+        return (b, a) if n < 0 else (a**n, a**n + b)
+
+    x, i = np.arange(64, dtype=np.int32) % 9, np.arange(64)
+    got = launch(kernels.kernel("function_twice"), [x], 64, np.int64, block=64)
+    pairs = [power(*power(int(v), int(k), int(v) - 4), int(k) % 2) for v, k in zip(x, i, strict=True)]
+    assert got.tolist() == [a + 3 * b for a, b in pairs]
+
+
 def test_a_call_is_an_error_where_it_is_reached(kernels):
     assert (launch(kernels.kernel("calls"), [], 32, np.int32, [2], block=32) == 2).all()
     with pytest.raises(ptx.UnknownInstruction, match="a call is not known"):

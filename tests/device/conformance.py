@@ -43,9 +43,11 @@ class TensorTiles(ctypes.Structure):
     def described(self) -> dict[str, object]:
         """As the PTX interpreter's Memory.tensor_map takes it, but for the address."""
         itemsize = (4, 2, 2)[self.dtype]
+        # As make_tensor_map has it for the driver: a dimension of one element gets a legal stride.
+        strides = [stride * itemsize if n > 1 else 16 for n, stride in zip(self.size, self.stride, strict=True)]
         return {
             "shape": self.size[: self.rank],
-            "strides": [stride * itemsize for stride in self.stride[1 : self.rank]],
+            "strides": strides[1 : self.rank],
             "box": self.box[: self.rank],
             "itemsize": itemsize,
             "swizzle": (0, 32, 64, 128)[self.swizzle],

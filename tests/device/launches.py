@@ -6,7 +6,7 @@ import functools
 import math
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +24,8 @@ ROWS: dict[str, list[Table]] = defaultdict(list)
 for _table in tables().values():
     if "cuda" in dispatch.ROWS[_table.name].supports:
         ROWS[_table.op.__module__.rsplit(".", 1)[-1]].append(_table)
+# Each row under each architecture that it has kernels of its own for.
+PLACES = [(op, architecture) for op in sorted(ROWS) for architecture in ROWS[op][0].architectures]
 
 
 @functools.cache
@@ -59,17 +61,22 @@ def launches(table: Table, case: Case, dtype: torch.dtype) -> Counter[str]:
     return threads
 
 
-def cheapest_cover(op: str, architecture: str, wanted: set[str] | None = None) -> tuple[list[Work], set[str]]:
-    """Few, small cases of a row that launch every kernel (of `wanted`) that any of its cases launches; and those
-    kernels."""
+@functools.cache
+def _counted(op: str, architecture: str) -> list[tuple[Counter[str], Work]]:
+    """Every case of a row in every dtype with what it launches, small ones first."""
     with judge.at_level(architecture):
         todo = [(table, case, dtype) for table in ROWS[op] for case in table.cases for dtype in table.dtypes]
-        counted = [(launches(*work), work) for work in todo]
+        return sorted(((launches(*work), work) for work in todo), key=lambda pair: pair[0].total())
+
+
+def cheapest_cover(op: str, architecture: str, among: Set[str] | None = None) -> tuple[list[Work], set[str]]:
+    """Few, small cases of a row that launch every kernel (`among` those named) that any of its cases launches; and
+    those kernels."""
     chosen: list[Work] = []
     covered: set[str] = set()
-    for threads, work in sorted(counted, key=lambda pair: pair[0].total()):
-        new = set(threads) & wanted if wanted is not None else set(threads)
-        if new - covered:
+    for threads, work in _counted(op, architecture):
+        found = set(threads) if among is None else threads.keys() & among
+        if found - covered:
             chosen.append(work)
-            covered |= new
+            covered |= found
     return chosen, covered

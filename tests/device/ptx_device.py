@@ -10,7 +10,6 @@ import bisect
 import ctypes
 import functools
 import re
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from tests import ptx
+from tests.device.conformance import TensorTiles
 from tests.device.launches import Size, executor
-from tests.ptx.memory import Memory, Window
+from tests.ptx.memory import Memory, TensorMap, Window
 from tests.ptx.types import Fault
 
 ROOT = Path(__file__).parent.parent.parent
@@ -54,23 +54,44 @@ class ProcessWindow(Window):
 
 
 class ProcessMemory(Memory):
+    """What kernels are given are pointers of this process and the emulated device's tensor maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[np.ndarray] = []
+        self.known_maps: dict[bytes, TensorMap] = {}
+
     def window(self) -> Window:
         return ProcessWindow()
 
+    def put(self, array: np.ndarray) -> int:
+        """A copy that lives as long as this memory: where the constant tables of a kernel lie."""
+        room = np.empty(array.nbytes + 256, np.uint8)
+        begin = -room.ctypes.data % 256
+        room[begin : begin + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self.kept.append(room)
+        return room.ctypes.data + begin
+
+    def find_map(self, raw: bytes) -> TensorMap:
+        if raw not in self.known_maps:
+            tiles = TensorTiles.from_buffer_copy(raw)
+            self.known_maps[raw] = super().find_map(self.tensor_map(tiles.data, **tiles.described()))
+        return self.known_maps[raw]
+
 
 def is_hopper(source: Path) -> bool:
-    """Whether a file is compiled for sm_90a and nothing else."""
     return source.stem.endswith(cuda_toolkit.HOPPER_SUFFIX)
 
 
 @functools.cache
 def kernels(source: Path) -> dict[str, tuple[ptx.Module, str]]:
-    """The kernels of a source file as sm_80 (or sm_90a) gets them: demangled name -> PTX module and mangled name."""
+    """The kernels of a source file as sm_80 gets them, Hopper's own as it does: demangled name -> PTX module and
+    mangled name."""
     nvcc = cuda_toolkit.find_nvcc()
     assert nvcc is not None, "no nvcc: kernels cannot be judged as PTX"
     with tempfile.NamedTemporaryFile(suffix=".ptx") as target:
-        flags = [*cuda_toolkit.NVCC_FLAGS, *cuda_toolkit.includes()]
-        flags.append("-arch=compute_90a" if is_hopper(source) else "-arch=compute_80")
+        arch = "compute_90a" if is_hopper(source) else "compute_80"
+        flags = [*cuda_toolkit.NVCC_FLAGS, *cuda_toolkit.includes(), f"-arch={arch}"]
         subprocess.run([str(nvcc), *flags, "-ptx", "-o", target.name, str(source)], check=True)
         text = Path(target.name).read_text(encoding="utf-8")
     module = ptx.parse(text)
@@ -79,10 +100,12 @@ def kernels(source: Path) -> dict[str, tuple[ptx.Module, str]]:
     return {name: (module, m) for name, m in zip(names, mangled, strict=True)}
 
 
-def sources(op: str, hopper: bool = False) -> list[Path]:
-    """The kernel files of a row: those for every architecture, or Hopper's own."""
-    files = [s for s in cuda_toolkit.sources() if s.relative_to(ROOT / "csrc" / "cuda").parts[0].split(".")[0] == op]
-    return [source for source in files if is_hopper(source) == hopper]
+@functools.cache
+def _text(file: Path) -> str:
+    """A file and the headers of csrc/cuda that it includes."""
+    text = file.read_text(encoding="utf-8")
+    included = re.findall(r'^#include "(cuda/.+)"$', text, re.MULTILINE)
+    return "\n".join([text, *(_text(ROOT / "csrc" / name) for name in included)])
 
 
 def _find(name: str) -> tuple[ptx.Module, str]:
@@ -90,38 +113,9 @@ def _find(name: str) -> tuple[ptx.Module, str]:
     function = re.search(r"(\w+)(?:<.*>)?\(", name.split("(anonymous namespace)::", 1)[-1])
     assert function is not None, name
     for source in cuda_toolkit.sources():
-        if function[1] in source.read_text(encoding="utf-8") and name in kernels(source):
+        if function[1] in _text(source) and name in kernels(source):
             return kernels(source)[name]
     raise LookupError(f"no source file has the kernel {name}")
-
-
-# TensorMap of csrc/emulated/device/tma.cuh: dtype, data, rank, size[5], stride[5], box[5], swizzle.
-EMULATED_MAP = struct.Struct("<i4xQi4x5q5q5ii")
-
-
-def _tensor_map(raw: bytes, memory: Memory) -> bytes:
-    """The interpreter's tensor map for one that a launcher made for the emulated device."""
-    dtype, data, rank, *rest = EMULATED_MAP.unpack(raw)
-    size, stride, box, swizzle = rest[:5], rest[5:10], rest[10:15], rest[15]
-    itemsize = 4 if dtype == 0 else 2
-    # As make_tensor_map does it for the driver: a dimension of one element has any legal stride.
-    steps, dense = [], itemsize * size[0]
-    for i in range(1, rank):
-        steps.append((dense + 15) // 16 * 16 if size[i] == 1 else stride[i] * itemsize)
-        dense = steps[-1] * size[i]
-    return memory.tensor_map(data, size[:rank], steps, box[:rank], itemsize, (0, 32, 64, 128)[swizzle])
-
-
-def _parameter_types(name: str) -> list[str]:
-    """The types of a kernel's parameters, from its demangled name."""
-    types, depth = [""], 0
-    for letter in name[name.rindex(">(") + 2 if ">(" in name else name.rindex("(") + 1 : name.rindex(")")]:
-        depth += {"<": 1, ">": -1}.get(letter, 0)
-        if letter == "," and depth == 0:
-            types.append("")
-        else:
-            types[-1] += letter
-    return [one.strip() for one in types]
 
 
 @contextmanager
@@ -130,12 +124,7 @@ def ptx_device() -> Iterator[None]:
 
     def run(name: str, grid: Size, block: Size, shared_bytes: int, arguments: list[bytes]) -> None:
         module, mangled = _find(name)
-        memory = ProcessMemory()
-        arguments = [
-            _tensor_map(raw, memory) if kind.endswith("::TensorMap") else raw
-            for raw, kind in zip(arguments, _parameter_types(name), strict=True)
-        ]
-        ptx.run(module.kernel(rf"^{mangled}$"), grid, block, shared_bytes, arguments, memory)
+        ptx.run(module.kernel(rf"^{mangled}$"), grid, block, shared_bytes, arguments, ProcessMemory())
 
     with executor(run):
         yield

@@ -12,10 +12,9 @@ import pytest
 
 from grokkernels import native
 from grokkernels.testing import judge
-from tests.device.launches import ROWS, cheapest_cover
+from tests.device.launches import PLACES, cheapest_cover
 
 SEEDS = range(1, 1 + int(os.environ.get("GROKKERNELS_SEEDS", "3")))
-PLACES = [(op, architecture) for op in sorted(ROWS) for architecture in ROWS[op][0].architectures]
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,7 @@ def demangle(name: str) -> str:
 
 def parse(text: str) -> Module:
     """Finds the kernels and the module's variables; a kernel's body is read when it is asked for."""
-    text = _without_comments(text)
+    text = _inlined(_without_comments(text))
     target = re.search(r"^\s*\.target\s+(\w+)", text, re.M)
     module = Module(text, target[1] if target else "", {}, {})
     at = 0
@@ -199,6 +199,47 @@ def _without_comments(text: str) -> str:
     text = re.sub(r"//\s*implicit-def:\s*(%\w+)[^\n]*", r"implicit_def \1;", text)
     text = re.sub(r"//[^\n]*", "", text)
     return re.sub(r"^[ \t]*\.loc\b[^\n]*", "", text, flags=re.M)
+
+
+_FUNCTION = re.compile(r"\.func\s*(?:\(\s*\.param[^()]*?([\w$]+)(?:\[\d+\])?\s*\)\s*)?([\w$]+)\s*\(([^()]*)\)\s*\{")
+_PLAIN = r"(?:[^{}]|\{[^{};]*\})*"  # statements without a block among them, but with {registers}
+_CALL = re.compile(
+    rf"\{{(\s*\.(?:reg|param)\b{_PLAIN}?)call(?:\.uni)?\s*(?:\(\s*([\w$]+)\s*\)\s*,)?\s*([\w$]+)\s*"
+    rf"(?:,\s*\(([^()]*)\)\s*)?;({_PLAIN})\}}"
+)
+
+
+def _inlined(text: str) -> str:
+    """Calls, as nvcc writes them, of functions whose bodies are here become those bodies, their parameters local
+    variables; on one line, so that lines keep their numbers. What such a body calls itself remains a call."""
+    functions = {}
+    for found in _FUNCTION.finditer(text):
+        body = text[found.end() : _closing(text, found.end() - 1) - 1]
+        functions[found[2]] = (found[1], re.findall(r"([\w$]+)(?:\[\d+\])?\s*(?:,|$)", found[3]), body)
+    calls = 0
+
+    def inline(call: re.Match) -> str:
+        nonlocal calls
+        before, result, name, given, after = call.groups()
+        if name not in functions:
+            return call[0]
+        calls += 1
+        returned, parameters, body = functions[name]
+        given = [word.strip() for word in given.split(",")] if given else []
+        around = given if result is None else [*given, result]
+        names = {word: f"$call{calls}_{word}" for word in around}
+        body = re.sub(r"\bret\s*;", f"bra $call{calls}_end;", " ".join(body.split()))
+        for word, value in zip([*parameters, returned], [*given, result], strict=False):
+            if value is not None:
+                body = re.sub(rf"(?<![\w$]){re.escape(word)}(?![\w$])", lambda _, to=names[value]: to, body)
+        before, after = (
+            re.sub(r"[\w$]+", lambda word: names.get(word[0], word[0]), part).replace(".param", ".local")
+            for part in (before, after)
+        )
+        lines = "\n" * (call[0].count("\n") - before.count("\n") - after.count("\n"))
+        return f"{{{before}{{{body.replace('.param', '.local')} $call{calls}_end: }}{lines}{after}}}"
+
+    return _CALL.sub(inline, text)
 
 
 def _line(text: str, at: int) -> int:

@@ -165,6 +165,22 @@ __global__ void unwritten(int* out) {
   asm volatile("{ .reg .b32 t; add.s32 %0, t, 1; }" : "=r"(y));
   out[threadIdx.x] = y;
 }
+// Calls of a function that is not inlined: twice, lanes leaving it at different times
+struct Two {
+  long long a, b;
+};
+__device__ __noinline__ Two power(Two x, int n) {
+  if (n < 0) return {x.b, x.a};
+  long long y = 1;
+  for (int i = 0; i < n; ++i) y *= x.a;
+  return {y, y + x.b};
+}
+__global__ void function_twice(const int* x, long long* out) {
+  const int i = threadIdx.x;
+  const Two first = power({x[i], i}, x[i] - 4);
+  const Two second = power({first.a, first.b}, i % 2);
+  out[i] = second.a + 3 * second.b;
+}
 // A call in a path that nobody takes, or that somebody does
 __global__ void calls(int* out, int n) {
   if (n > 2) printf("%d\n", n);
