@@ -1,5 +1,7 @@
-"""Every kernel of every row, run as nvcc's PTX on the cheapest cases of its table, meets the float64 rule; but for those
-of clusters, which the interpreter does not have: tests/ops runs these, on the emulated device."""
+"""Every kernel of every row, run as nvcc's PTX on the cheapest cases of its table, meets the float64 rule.
+
+But for kernels of clusters, which the interpreter does not have: tests/ops runs these on the emulated device.
+"""
 
 from __future__ import annotations
 
