@@ -25,7 +25,7 @@ class Bug:
     new: str
     source: str  # the .cu below csrc/cuda that is compiled anew
     table: str
-    case: str  # the start of its name
+    case: str  # the start of its name in the table, or "case(...)" as the table's module makes its own
     dtype: str = "bfloat16"
     architecture: str = "sm_80"
 
@@ -85,13 +85,16 @@ def build_with(bug: Bug, folder: Path) -> Path:
 
 
 _RUN = """
-import json, sys, torch
+import importlib, json, sys, torch
 from grokkernels import native
 from grokkernels.testing import judge
 from grokkernels.testing.cases import tables
 table_name, case_name, dtype, architecture, seeds = sys.argv[1:]
 table = tables()[table_name]
-case = next(case for case in table.cases if case.name.startswith(case_name))
+if case_name.startswith("case("):
+    case = eval(case_name, vars(importlib.import_module("grokkernels.testing.cases." + table_name)))
+else:
+    case = next(case for case in table.cases if case.name.startswith(case_name))
 torch.set_num_threads(2)
 for seed in range(int(seeds)):
     native.emulated.set_seed(seed)

@@ -100,3 +100,76 @@ def test_every_instruction_is_covered(modules: dict[str, ptx.Module]) -> None:
             text = "".join(re.findall(r'"([^"]*)"', words)).replace("\\n", "\n")
             written |= set(re.findall(r"(?:^|[;{\n])\s*([a-z]\w*(?:\.[\w:]+)+)", text))
     assert not written - ran, f"no conformance kernel runs {sorted(written - ran)}"
+
+
+# Mistakes in the inline PTX, which the emulated device never sees: architecture and kernel that tells; then header of
+# csrc/cuda/device, what stands there once, and what is put in its place.
+MISTAKES = {
+    ("80", "memory_16_streaming"): (
+        "memory.cuh",
+        "st.global.cs.v4.u32 [%0], {%1, %2,",
+        "st.global.cs.v4.u32 [%0], {%2, %1,",
+    ),
+    ("80", "async_16"): ("async.cuh", "const int bytes = valid ? 16 : 0;", "const int bytes = valid ? 16 : 8;"),
+    ("80", "convert_narrow_float16"): ("convert.cuh", "cvt.rn.f16.f32", "cvt.rz.f16.f32"),
+    ("80", "convert_narrow_pair_float16"): (
+        "convert.cuh",
+        "cvt.rn.f16x2.f32 %0, %1, %2",
+        "cvt.rn.f16x2.f32 %0, %2, %1",
+    ),
+    ("80", "matrix_load_x4_trans"): (
+        "matrix.cuh",
+        "ldmatrix.sync.aligned.m8n8.x4.trans",
+        "ldmatrix.sync.aligned.m8n8.x4",
+    ),
+    ("80", "matrix_mma_float16"): (
+        "matrix.cuh",
+        ".f16.f16.f32 {%0, %1, %2, %3}, {%4, %5,",
+        ".f16.f16.f32 {%0, %1, %2, %3}, {%5, %4,",
+    ),
+    ("90a", "mbarrier_expects"): ("mbarrier.cuh", "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;", ""),
+    ("90a", "tma_load_3"): (
+        "tma.cuh",
+        "complete_tx::bytes [%0], [%1, {%3, %4, %5}], ",
+        "complete_tx::bytes [%0], [%1, {%3, %5, %4}], ",
+    ),
+    ("90a", "tma_store_4"): (
+        "tma.cuh",
+        "bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4,",
+        "bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%3, %2, %4,",
+    ),
+    ("90a", "wgmma_layout_plain"): ("wgmma.cuh", 'add, 1, 1, %" #p3 ", %" #p4', 'add, 1, 1, %" #p4 ", %" #p3'),
+    ("90a", "wgmma_shared_bfloat16"): ("wgmma.cuh", "X(176, 88, 88, 89,", "X(176, 88, 89, 88,"),
+    ("90a", "cluster_of_one"): (
+        "cluster.cuh",
+        "ld.shared::cluster.v4.u32 {%0, %1, %2, %3}",
+        "ld.shared::cluster.v4.u32 {%3, %1, %2, %0}",
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def mistaken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ptx.Module]:
+    """nvcc's PTX of the kernels, with all mistakes in it at once: no two meet in one kernel."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    headers = ROOT / "csrc/cuda/device"
+    (folder / "device").mkdir()
+    for header, old, new in MISTAKES.values():
+        copy = folder / "device" / header
+        text = (copy if copy.exists() else headers / header).read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"{header}: {text.count(old)} places read {old!r}"
+        copy.write_text(text.replace(old, new), encoding="utf-8")
+    return {arch: ptx.parse(compiled(arch, source, folder, f"-I{folder}")) for arch, source in SOURCES.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("arch", "name"), MISTAKES, ids=[name for _, name in MISTAKES])
+def test_a_mistake_in_the_ptx_is_seen(
+    arch: str, name: str, emulated: dict[str, ctypes.CDLL], mistaken: dict[str, ptx.Module]
+) -> None:
+    try:
+        words = disagreement(arch, name, emulated[arch], mistaken[arch])
+    except ptx.PtxError as error:
+        words = str(error)
+    print(f"\n{name:30} {words}")
+    assert words is not None
