@@ -81,8 +81,8 @@ BUGS = [
     _rms_norm(
         "stores beyond the end",
         "norm.cuh",
-        "if (has(i)) store_vector(row + at(i), x);",
-        "store_vector(row + at(i), x);",
+        "if (has(i)) store_vector(",
+        "store_vector(",
         "4x1000",
     ),
     # Copies into a ring of stages
