@@ -9,13 +9,17 @@
 
 namespace grokkernels {
 
-// A tensor (B, T, H, D) or, packed, (total, H, D): strides in elements, last dim dense.
+// A tensor (B, T, H, D) or, packed, (total, H, D): strides in elements, last dim dense. For the CUDA kernels every row
+// of it begins at a multiple of 16 bytes and is followed by zeros to the next one, and row_stride is at most
+// kFlashAttentionRowStride (but o may lie anyhow).
 struct AttentionTensor {
   const void* data;
   int64_t batch_stride;  // 0 when packed
   int64_t row_stride;
   int64_t head_stride;
 };
+
+inline constexpr int64_t kFlashAttentionRowStride = int64_t{1} << 22;
 
 struct FlashAttentionProblem {
   DType dtype;              // of q, k, v, o and their gradients
@@ -40,7 +44,7 @@ struct FlashAttentionFwdParams {
   FlashAttentionProblem problem;
   void* o;     // (B, T, H, Dv) or (total_q, H, Dv), dense
   float* lse;  // (B, H, T) or (H, total_q), dense
-  float* top;  // as lse: largest score of the row, and
+  float* top;  // as lse: largest score of the row (CUDA: or one that is less by no more than 8 ln 2), and
   float* inv;  // 1 / sum of exp(score - top); 0 for a row without a key
 };
 
@@ -55,7 +59,7 @@ struct FlashAttentionBwdParams {
   void* dv;
   float* dsinks;     // (H), or null when sinks is
   float* delta;      // as top: rowsum(dout * o) - dlse
-  float* workspace;  // flash_attention_bwd_workspace floats
+  float* workspace;  // flash_attention_bwd_workspace floats, or _workspace_cuda
 };
 
 // Query rows of the backward pass's panels, the query heads of a group counted as rows of their own.
@@ -65,6 +69,11 @@ inline constexpr int64_t kFlashAttentionPanel = 64;
 inline int64_t flash_attention_bwd_workspace(const FlashAttentionProblem& p) {
   const int64_t rows = p.cu_seqlens_q == nullptr ? p.batch * p.queries : p.queries;
   return (rows * p.heads + p.batch * p.kv_heads * kFlashAttentionPanel) * ((p.dim + 15) / 16 * 16);
+}
+
+// The same for the CUDA kernels: rowsum(p * dp) per row, where there are sinks.
+inline int64_t flash_attention_bwd_workspace_cuda(const FlashAttentionProblem& p) {
+  return p.sinks == nullptr ? 0 : (p.cu_seqlens_q == nullptr ? p.batch * p.queries : p.queries) * p.heads;
 }
 
 void flash_attention_fwd_cpu(const FlashAttentionFwdParams& params);

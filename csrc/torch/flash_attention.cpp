@@ -15,6 +15,23 @@ Tensor readable(const Tensor& x) {
   return x.numel() == 0 || x.size(last) == 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
 }
 
+// x as the CUDA kernels read it: as flash_attention.h says. A tensor that is not so is copied, padded with zeros.
+Tensor readable_by_cuda(const Tensor& x) {
+  const int64_t last = x.dim() - 1, vector = 16 / static_cast<int64_t>(x.element_size());
+  if (x.numel() == 0) return x;
+  bool fits = x.size(last) % vector == 0 && x.stride(last) == 1 && x.stride(last - 2) <= kFlashAttentionRowStride &&
+              reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+  for (int64_t d = 0; d < last; ++d) fits = fits && (x.size(d) == 1 || x.stride(d) % vector == 0);
+  if (fits) return x;
+  const int64_t padding = (vector - x.size(last) % vector) % vector;
+  const Tensor copy = padding > 0 ? torch::stable::pad(x, {0, padding}) : torch::stable::contiguous(x);
+  check(copy.stride(last - 2) <= kFlashAttentionRowStride, "a row of all heads holds more than ",
+        kFlashAttentionRowStride, " elements");
+  return copy;
+}
+
+Tensor readable_by_kernel(const Tensor& x) { return kHostMemory ? readable(x) : readable_by_cuda(x); }
+
 AttentionTensor view(const Tensor& x) {
   const int64_t d = x.dim();
   return {x.const_data_ptr(), d == 4 ? x.stride(0) : 0, x.stride(d - 3), x.stride(d - 2)};
@@ -49,7 +66,7 @@ Inputs inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::opti
               const std::optional<Tensor>& cu_seqlens_k, const std::optional<Tensor>& q_start,
               const std::optional<Tensor>& sinks, const std::optional<Tensor>& alibi_slopes, bool causal, double scale,
               double softcap, int64_t left, int64_t right, int64_t temperature_len) {
-  Inputs in{readable(q),  readable(k),         readable(v), dense(cu_seqlens_q), dense(cu_seqlens_k), dense(q_start),
+  Inputs in{readable_by_kernel(q), readable_by_kernel(k), readable_by_kernel(v), dense(cu_seqlens_q), dense(cu_seqlens_k), dense(q_start),
             dense(sinks), dense(alibi_slopes), {}};
   const bool packed = cu_seqlens_q.has_value();
   check(packed == cu_seqlens_k.has_value(), "cu_seqlens_q and cu_seqlens_k come together");
@@ -73,8 +90,10 @@ Inputs inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::opti
     p.batch = in.cu_seqlens_q->numel() - 1;
     p.cu_seqlens_q = integers<int32_t>(in.cu_seqlens_q, ScalarType::Int, p.batch + 1, "cu_seqlens_q");
     p.cu_seqlens_k = integers<int32_t>(in.cu_seqlens_k, ScalarType::Int, p.batch + 1, "cu_seqlens_k");
-    check_offsets(p.cu_seqlens_q, p.batch, p.queries, "cu_seqlens_q");
-    check_offsets(p.cu_seqlens_k, p.batch, p.keys, "cu_seqlens_k");
+    if constexpr (kHostMemory) {  // a CUDA kernel clamps them
+      check_offsets(p.cu_seqlens_q, p.batch, p.queries, "cu_seqlens_q");
+      check_offsets(p.cu_seqlens_k, p.batch, p.keys, "cu_seqlens_k");
+    }
     check_shape(k, {p.keys, p.kv_heads, p.dim}, "k");
     check_shape(v, {p.keys, p.kv_heads, p.value_dim}, "v");
   } else {
@@ -136,8 +155,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_fwd(
   float* lse_data = static_cast<float*>(lse.mutable_data_ptr());
   float* top_data = static_cast<float*>(top.mutable_data_ptr());
   float* inv_data = static_cast<float*>(inv.mutable_data_ptr());
-  clear_rows_after(p.cu_seqlens_q, p.batch, o);
-  if (in.packed())
+  if constexpr (kHostMemory) clear_rows_after(p.cu_seqlens_q, p.batch, o);
+  if (kHostMemory && in.packed())  // a CUDA kernel writes these rows itself
     for (int64_t h = 0; h < p.heads; ++h)
       for (int64_t t = p.cu_seqlens_q[p.batch]; t < p.queries; ++t) {
         lse_data[h * p.queries + t] = -std::numeric_limits<float>::infinity();
@@ -157,10 +176,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_bwd(
   const Inputs in = inputs(q, k, v, cu_seqlens_q, cu_seqlens_k, q_start, sinks, alibi_slopes, causal, scale, softcap,
                            left, right, temperature_len);
   const FlashAttentionProblem& p = in.problem;
-  const Tensor dy = readable(dout), y = readable(o), top_in = dense(top), inv_in = dense(inv);
+  const Tensor dy = readable_by_kernel(dout), y = readable(o), top_in = dense(top), inv_in = dense(inv);
   const std::optional<Tensor> dl = dense(dlse);
-  for (const Tensor* t : {&dy, &y}) {
-    const char* name = t == &dy ? "dout" : "o";
+  for (const Tensor* t : {&dout, &o}) {
+    const char* name = t == &dout ? "dout" : "o";
     check(t->scalar_type() == q.scalar_type(), name, " must have the dtype of q");
     if (in.packed())
       check_shape(*t, {p.queries, p.heads, p.value_dim}, name);
@@ -181,10 +200,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_bwd(
   Tensor dk = torch::stable::new_empty(k, k.sizes());
   Tensor dv = torch::stable::new_empty(v, v.sizes());
   Tensor dsinks = new_tensor({in.sinks.has_value() ? p.heads : 0}, ScalarType::Float, q);
-  Tensor workspace = new_tensor({flash_attention_bwd_workspace(p)}, ScalarType::Float, q);
-  clear_rows_after(p.cu_seqlens_q, p.batch, dq);
-  clear_rows_after(p.cu_seqlens_k, p.batch, dk);
-  clear_rows_after(p.cu_seqlens_k, p.batch, dv);
+  Tensor workspace = new_tensor(
+      {kHostMemory ? flash_attention_bwd_workspace(p) : flash_attention_bwd_workspace_cuda(p)}, ScalarType::Float, q);
+  if constexpr (kHostMemory) {
+    clear_rows_after(p.cu_seqlens_q, p.batch, dq);
+    clear_rows_after(p.cu_seqlens_k, p.batch, dk);
+    clear_rows_after(p.cu_seqlens_k, p.batch, dv);
+  }
   GK_LAUNCH(flash_attention_bwd, q)
   ({.problem = p,
     .o = view(y),
