@@ -61,9 +61,9 @@ struct Tile {
   }
 };
 
-// The same, of 16-bit elements, without a swizzle: rows lie 16 bytes further apart than they are long, which keeps eight
-// of them in different banks too. All operands are constants away from one address of the lane, where a swizzle needs
-// one per step: fewer registers, for 1/8 to 1/32 more memory.
+// The same, of 16-bit elements, without a swizzle: rows lie 16 bytes further apart than they are long, which keeps
+// eight of them in different banks too. All operands are constants away from one address of the lane, where a swizzle
+// needs one per step: fewer registers, for 1/8 to 1/32 more memory.
 template <typename T, int kRows, int kCols>
 struct PaddedTile {
   using Element = T;

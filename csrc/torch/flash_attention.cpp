@@ -66,8 +66,9 @@ Inputs inputs(const Tensor& q, const Tensor& k, const Tensor& v, const std::opti
               const std::optional<Tensor>& cu_seqlens_k, const std::optional<Tensor>& q_start,
               const std::optional<Tensor>& sinks, const std::optional<Tensor>& alibi_slopes, bool causal, double scale,
               double softcap, int64_t left, int64_t right, int64_t temperature_len) {
-  Inputs in{readable_by_kernel(q), readable_by_kernel(k), readable_by_kernel(v), dense(cu_seqlens_q), dense(cu_seqlens_k), dense(q_start),
-            dense(sinks), dense(alibi_slopes), {}};
+  Inputs in{readable_by_kernel(q), readable_by_kernel(k), readable_by_kernel(v),
+            dense(cu_seqlens_q),   dense(cu_seqlens_k),   dense(q_start),
+            dense(sinks),          dense(alibi_slopes),   {}};
   const bool packed = cu_seqlens_q.has_value();
   check(packed == cu_seqlens_k.has_value(), "cu_seqlens_q and cu_seqlens_k come together");
   const int64_t dims = packed ? 3 : 4;

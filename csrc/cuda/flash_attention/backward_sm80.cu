@@ -24,13 +24,14 @@ template <typename T, int kDim, Scores kScores, Role kRole>
 struct Shape {
   static constexpr bool kNarrow = sizeof(T) == 2;
   static constexpr bool kOwnsKeys = kRole != Role::dq;
-  static constexpr bool kFirst = kRole != Role::dv;                          // dq or dk
+  static constexpr bool kFirst = kRole != Role::dv;                           // dq or dk
   static constexpr bool kSecond = kRole == Role::dk_dv || kRole == Role::dv;  // dv
   static constexpr int kWarps = 4, kThreads = kWarps * 32;
   // Warps that share their rows and keep a part of the columns each: where one's registers would not hold them.
   static constexpr int kParts = !kNarrow && kDim > 64 ? 2 : 1;
-  static constexpr int kOwn = kWarps / kParts * 16;                              // rows of the block
-  static constexpr int kOther = kNarrow ? (kDim <= 64 ? 64 : 32) : (kDim <= 128 ? 32 : 16);  // of the other side's tiles
+  static constexpr int kOwn = kWarps / kParts * 16;  // rows of the block
+  static constexpr int kOther =
+      kNarrow ? (kDim <= 64 ? 64 : 32) : (kDim <= 128 ? 32 : 16);  // of the other side's tiles
   template <int kRows>
   using AnyTile = std::conditional_t<kNarrow && kDim <= 128, PaddedTile<T, kRows, kDim>, Tile<T, kRows, kDim>>;
   using Own = AnyTile<kOwn>;
@@ -83,9 +84,8 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores, kRole>::kThreads, 1)
   // under a causal mask the last queries and the first keys have the most to do
   Place place{rest / static_cast<int>(p.kv_heads), kOwnsKeys ? number : tiles - 1 - number};
   if (packed)
-    place = kOwnsKeys
-                ? packed_place(p.cu_seqlens_k, p.keys, 1, S::kOwn, static_cast<int>(p.batch), place.tile)
-                : packed_place(p.cu_seqlens_q, p.queries, group, S::kOwn, static_cast<int>(p.batch), place.tile);
+    place = kOwnsKeys ? packed_place(p.cu_seqlens_k, p.keys, 1, S::kOwn, static_cast<int>(p.batch), place.tile)
+                      : packed_place(p.cu_seqlens_q, p.queries, group, S::kOwn, static_cast<int>(p.batch), place.tile);
   const Sequence s(p, place.b);
   const int first = place.tile * S::kOwn;
   const int count = least((kOwnsKeys ? s.keys : s.queries * group) - first, S::kOwn);
@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores, kRole>::kThreads, 1)
     copy_async_commit();
   };
 
+  const int dim = static_cast<int>(p.dim), value_dim = static_cast<int>(p.value_dim);
   const ScoreRule<kScores> rule(p);
   float first_sum[S::kFirst ? kColumns : 1][4], second_sum[S::kSecond ? kColumns : 1][4];  // dq or dk; dv
 #pragma unroll
@@ -197,24 +198,30 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores, kRole>::kThreads, 1)
     bool active = warp_row < count;
     if constexpr (kOwnsKeys) {
       if (masked)
-        active = active && queries.keys(0).begin < first + warp_row + 16 && queries.keys(kOther - 1).end > first + warp_row;
+        active =
+            active && queries.keys(0).begin < first + warp_row + 16 && queries.keys(kOther - 1).end > first + warp_row;
     } else {
       if (masked)
         active = active && queries.keys(warp_row).begin < from + kOther && queries.keys(warp_row + 15).end > from;
     }
-    if (any(active)) {
+    const auto step = [&](auto kMasked) {
+      constexpr bool kSparse = kMasked || !S::kNarrow;
+      const int there = other.end - from;  // rows of the tile
       float scores[kBlocks][4], dp[kBlocks][4];
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e) scores[j][e] = dp[j][e] = 0.0f;
-      const auto multiply = [&](float (&d)[kBlocks][4], const typename S::Own& own, const typename S::Other& tile) {
+      const auto multiply = [&](float(&d)[kBlocks][4], const typename S::Own& own, const typename S::Other& tile,
+                                int columns) {
 #pragma unroll S::kUnroll
         for (int c = 0; c < kDim; c += kDepth<T>) {
+          if (kSparse && c >= columns) break;
           uint32_t a[4];
           load_left(own, warp_row, c, a);
 #pragma unroll
           for (int j = 0; j < kBlocks; j += 2) {
+            if (kSparse && 8 * j >= there) break;
             uint32_t b[2][2];
             load_right(tile, 8 * j, c, b);
             multiply_add<T>(d[j], a, b[0]);
@@ -222,12 +229,12 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores, kRole>::kThreads, 1)
           }
         }
       };
-      multiply(scores, own_first, other_first);
-      if constexpr (S::kFirst) multiply(dp, own_second, other_second);
+      multiply(scores, own_first, other_first, dim);
+      if constexpr (S::kFirst) multiply(dp, own_second, other_second, value_dim);
 
       // scores -> p, dp -> ds divided by the scale
       const auto gradient = [&](float& score, float& dp, const Query& query, const Statistics& row, int key,
-                                float distance, auto kMasked) {
+                                float distance) {
         float slope;
         const float raw = rule.raw_and_slope(score, query, distance, slope);
         score = exp2_approx(fmaf(raw, rule.factor, -row.shift)) * row.inv;
@@ -236,51 +243,48 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores, kRole>::kThreads, 1)
         dp = score * (dp - row.delta) * slope;
         return share;
       };
-      const auto gradients = [&](auto kMasked) {
-        if constexpr (kOwnsKeys) {
+      if constexpr (kOwnsKeys) {
+#pragma unroll
+        for (int j = 0; j < kBlocks; ++j)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int i = 8 * j + 2 * t + e;
+            Query query = queries.load(i);
+            const Statistics row = statistics.load(i);
+            if (kMasked && from + i >= other.end) query.keys = {0, 0};
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              const int key = first + warp_row + g + 8 * r;
+              gradient(scores[j][2 * r + e], dp[j][2 * r + e], query, row, key,
+                       static_cast<float>(query.position - key));
+            }
+          }
+      } else {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+          const Query query = queries.load(warp_row + g + 8 * r);
+          const Statistics row = statistics.load(warp_row + g + 8 * r);
+          const float distance = static_cast<float>(query.position - from - 2 * t);
 #pragma unroll
           for (int j = 0; j < kBlocks; ++j)
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              const int i = 8 * j + 2 * t + e;
-              Query query = queries.load(i);
-              const Statistics row = statistics.load(i);
-              if (kMasked && from + i >= other.end) query.keys = {0, 0};
-#pragma unroll
-              for (int r = 0; r < 2; ++r) {
-                const int key = first + warp_row + g + 8 * r;
-                gradient(scores[j][2 * r + e], dp[j][2 * r + e], query, row, key,
-                         static_cast<float>(query.position - key), kMasked);
-              }
-            }
-        } else {
-#pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            const Query query = queries.load(warp_row + g + 8 * r);
-            const Statistics row = statistics.load(warp_row + g + 8 * r);
-            const float distance = static_cast<float>(query.position - from - 2 * t);
-#pragma unroll
-            for (int j = 0; j < kBlocks; ++j)
-#pragma unroll
-              for (int e = 0; e < 2; ++e)
-                sink_share[r] += gradient(scores[j][2 * r + e], dp[j][2 * r + e], query, row, from + 8 * j + 2 * t + e,
-                                          distance - static_cast<float>(8 * j + e), kMasked);
-          }
+            for (int e = 0; e < 2; ++e)
+              sink_share[r] += gradient(scores[j][2 * r + e], dp[j][2 * r + e], query, row, from + 8 * j + 2 * t + e,
+                                        distance - static_cast<float>(8 * j + e));
         }
-      };
-      if (masked)
-        gradients(std::true_type{});
-      else
-        gradients(std::false_type{});
+      }
 
-      const auto add = [&](float (&sum)[kColumns][4], const float (&x)[kBlocks][4], const typename S::Other& tile) {
+      const auto add = [&](float(&sum)[kColumns][4], const float(&x)[kBlocks][4], const typename S::Other& tile,
+                           int columns) {
         const typename S::Other part{tile.base + static_cast<uint32_t>(first_column * static_cast<int>(sizeof(T)))};
 #pragma unroll
         for (int j = 0; j < kOther; j += kDepth<T>) {
+          if (kSparse && j >= there) break;
           uint32_t a[4];
           left_from_accumulators<T>(&x[j / 8], a);
 #pragma unroll
           for (int d = 0; d < kColumns; d += 2) {
+            if (kSparse && 8 * d >= columns) break;
             uint32_t b[2][2];
             load_right_transposed(part, j, 8 * d, b);
             multiply_add<T>(sum[d], a, b[0]);
@@ -288,8 +292,14 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores, kRole>::kThreads, 1)
           }
         }
       };
-      if constexpr (S::kSecond) add(second_sum, scores, other_second);
-      if constexpr (S::kFirst) add(first_sum, dp, other_first);
+      if constexpr (S::kSecond) add(second_sum, scores, other_second, value_dim - first_column);
+      if constexpr (S::kFirst) add(first_sum, dp, other_first, dim - first_column);
+    };
+    if (any(active)) {
+      if (masked)
+        step(std::true_type{});
+      else
+        step(std::false_type{});
     }
     if constexpr (S::kStages == 2) {
       stage = 1 - stage;

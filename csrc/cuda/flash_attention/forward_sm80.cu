@@ -42,8 +42,8 @@ struct Shape {
 
 template <typename T, int kDim, Scores kScores>
 __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
-    flash_attention_fwd_kernel(const __grid_constant__ FlashAttentionFwdParams params, int tiles,
-                               int k_stride, int v_stride) {
+    flash_attention_fwd_kernel(const __grid_constant__ FlashAttentionFwdParams params, int tiles, int k_stride,
+                               int v_stride) {
   using S = Shape<T, kDim, kScores>;
   constexpr int kBlocks = S::kBlocks, kKeys = S::kKeys, kKeyBlocks = kKeys / 8, kColumns = kDim / 8 / S::kParts;
   const FlashAttentionProblem& p = params.problem;
@@ -55,13 +55,12 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
   const int kv_head = rest % static_cast<int>(p.kv_heads);
   // the last rows first: under a causal mask they have the most to do
   Place place{rest / static_cast<int>(p.kv_heads), tiles - 1 - number};
-  if (packed)
-    place = packed_place(p.cu_seqlens_q, p.queries, group, S::kRows, static_cast<int>(p.batch), place.tile);
+  if (packed) place = packed_place(p.cu_seqlens_q, p.queries, group, S::kRows, static_cast<int>(p.batch), place.tile);
   const Sequence s(p, place.b);
   const int first_row = place.tile * S::kRows, count = least(s.queries * group - first_row, S::kRows);
   if (place.tile < 0 || count <= 0) return;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = lane_id(), g = lane / 4, t = lane % 4;
-  const int warp_row = warp / S::kParts * kBlocks * 16;         // in the tile
+  const int warp_row = warp / S::kParts * kBlocks * 16;        // in the tile
   const int first_column = warp % S::kParts * (8 * kColumns);  // of v and o
   const uint32_t shared = shared_address(dynamic_shared());
   const typename S::Queries q_tile{shared};
@@ -97,6 +96,7 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
   const char* k = share.from(row_of<T>(p.k, s, s.first_key + last * kKeys, kv_head), k_stride);
   const char* v = share.from(row_of<T>(p.v, s, s.first_key + last * kKeys, kv_head), v_stride);
 
+  const int dim = static_cast<int>(p.dim), value_dim = static_cast<int>(p.value_dim) - first_column;
   const ScoreRule<kScores> rule(p);
   const float growth = kGrowth / rule.factor;
   float o[kBlocks][kColumns][4], top[kBlocks][2], sum[kBlocks][2];
@@ -121,9 +121,11 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
     k -= static_cast<int64_t>(k_stride) * kKeys;
   }
 
-  // One tile of keys. kMasked: some row does not see all of it.
+  // One tile of keys. kMasked: some row does not see all of it. There, and among floats, whose products are long,
+  // blocks of 8 keys and columns that are not there are left out.
   const auto step = [&](int n, auto kMasked) {
     const int key = n * kKeys;  // the first one's
+    constexpr bool kSparse = kMasked || !S::kNarrow;
     KeyRange valid{0, kKeys};  // rows of the tile that are read
     bool active = true;        // this warp sees any of them
     copy_async_wait<0>();
@@ -131,8 +133,8 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
     if constexpr (kMasked) {
       const Words2 seen = load_shared_8(kept);
       valid = {static_cast<int>(seen.word[0]) - key, static_cast<int>(seen.word[1]) - key};
-      active = any(warp_row < static_cast<int>(load_shared_4(kept + 20)) && queries.keys(warp_row).begin < key + kKeys &&
-               queries.keys(warp_row + kBlocks * 16 - 1).end > key);
+      active = any(warp_row < static_cast<int>(load_shared_4(kept + 20)) &&
+                   queries.keys(warp_row).begin < key + kKeys && queries.keys(warp_row + kBlocks * 16 - 1).end > key);
     }
     copy_rows<kMasked>(v_tile, share, v, v_stride, valid, value_chunks);
     copy_async_commit();
@@ -148,11 +150,13 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
     if (active) {
 #pragma unroll S::kUnroll
       for (int c = 0; c < kDim; c += kDepth<T>) {
+        if (kSparse && c >= dim) break;
         uint32_t a[kBlocks][4];
 #pragma unroll
         for (int m = 0; m < kBlocks; ++m) load_left(q_tile, warp_row + 16 * m, c, a[m]);
 #pragma unroll
         for (int j = 0; j < kKeyBlocks; j += 2) {
+          if (kSparse && 8 * j >= valid.end) break;
           uint32_t b[2][2];
           load_right(k_tile, 8 * j, c, b);
 #pragma unroll
@@ -246,11 +250,13 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
 
 #pragma unroll
     for (int j = 0; j < kKeys; j += kDepth<T>) {
+      if (kSparse && j >= valid.end) break;
       uint32_t a[kBlocks][4];
 #pragma unroll
       for (int m = 0; m < kBlocks; ++m) left_from_accumulators<T>(&scores[m][j / 8], a[m]);
 #pragma unroll
       for (int d = 0; d < kColumns; d += 2) {
+        if (kSparse && 8 * d >= value_dim) break;
         uint32_t b[2][2];
         load_right_transposed(v_part, j, 8 * d, b);
 #pragma unroll
@@ -301,13 +307,11 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
         params.inv[at] = dead ? 0.0f : 1.0f / denominator;
       }
     }
-    const int columns = least(static_cast<int>(p.value_dim) - first_column, 8 * kColumns);
-    store_rows<T>(o[m], factor, o_part, warp_row + 16 * m, own_count - warp_row - 16 * m, columns, vectors,
-                  [&](int i) {
-                    const int row = own_row + warp_row + 16 * m + i;
-                    return static_cast<T*>(params.o) + o_offset +
-                           (row / group * p.heads + row % group) * p.value_dim + first_column;
-                  });
+    const int columns = least(value_dim, 8 * kColumns);
+    store_rows<T>(o[m], factor, o_part, warp_row + 16 * m, own_count - warp_row - 16 * m, columns, vectors, [&](int i) {
+      const int row = own_row + warp_row + 16 * m + i;
+      return static_cast<T*>(params.o) + o_offset + (row / group * p.heads + row % group) * p.value_dim + first_column;
+    });
   }
 }
 

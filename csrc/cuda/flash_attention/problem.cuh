@@ -13,9 +13,7 @@ namespace grokkernels::attention {
 
 GK_DEVICE int least(int a, int b) { return a < b ? a : b; }
 GK_DEVICE int most(int a, int b) { return a > b ? a : b; }
-GK_DEVICE int clamp(int64_t x, int low, int high) {
-  return x < low ? low : x > high ? high : static_cast<int>(x);
-}
+GK_DEVICE int clamp(int64_t x, int low, int high) { return x < low ? low : x > high ? high : static_cast<int>(x); }
 
 // An entry of cu_seqlens. The host cannot look at it, so whatever stands there leads to no row outside the tensor.
 GK_DEVICE int offset_at(const int32_t* offsets, int b, int64_t total) {
@@ -106,8 +104,8 @@ GK_DEVICE const T* row_of(const AttentionTensor& x, const Sequence& s, int64_t f
 }
 
 // Offset of the same in a dense tensor (B, rows, heads, cols), or packed (rows, heads, cols).
-GK_DEVICE int64_t dense_offset(bool packed, const Sequence& s, int64_t first_row, int64_t rows, int64_t heads,
-                               int head, int64_t cols) {
+GK_DEVICE int64_t dense_offset(bool packed, const Sequence& s, int64_t first_row, int64_t rows, int64_t heads, int head,
+                               int64_t cols) {
   return (((packed ? 0 : s.b) * rows + first_row) * heads + head) * cols;
 }
 

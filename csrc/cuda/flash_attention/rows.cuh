@@ -29,7 +29,9 @@ struct Share {
   uint32_t offset;  // in the tile
 
   GK_DEVICE explicit Share(unsigned thread)
-      : row(static_cast<int>(thread / kLanes)), chunk(static_cast<int>(thread % kLanes)), offset(Tile::offset(row, chunk)) {}
+      : row(static_cast<int>(thread / kLanes)),
+        chunk(static_cast<int>(thread % kLanes)),
+        offset(Tile::offset(row, chunk)) {}
 
   // Where this thread reads first, in rows that begin `stride` bytes apart from `first` on.
   GK_DEVICE const char* from(const void* first, int stride) const {
@@ -41,8 +43,8 @@ struct Share {
   }
 };
 
-// Copies kRows rows into the tile, this thread from share.from(...); those outside `valid` become zero and are not read,
-// nor are chunks from `chunks` on.
+// Copies kRows rows into the tile, this thread from share.from(...); those outside `valid` become zero and are not
+// read, nor are chunks from `chunks` on.
 template <bool kChecked, typename Tile, int kRows, int kThreads>
 GK_DEVICE void copy_rows(const Tile& tile, const Share<Tile, kRows, kThreads>& share, const char* from, int stride,
                          KeyRange valid, int chunks) {

@@ -8,8 +8,8 @@
 // multiply-add and one exponential.
 #pragma once
 
-#include <device/core.cuh>
 #include <device/convert.cuh>
+#include <device/core.cuh>
 #include <device/math.cuh>
 #include <device/memory.cuh>
 
