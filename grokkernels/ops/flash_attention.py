@@ -90,12 +90,12 @@ _fwd = dispatch.define(
 )
 
 
-def _supports_cpu(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **options: Any) -> str | None:
+def _supports_native(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **options: Any) -> str | None:
     return dispatch.native_dtypes(q=q, k=k, v=v)
 
 
-ROW = dispatch.Row("flash_attention", {"cpu": _supports_cpu})
-ROW_VARLEN = dispatch.Row("flash_attention_varlen", {"cpu": _supports_cpu})
+ROW = dispatch.Row("flash_attention", {"cpu": _supports_native, "cuda": _supports_native})
+ROW_VARLEN = dispatch.Row("flash_attention_varlen", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, outer: str) -> None:
@@ -167,13 +167,13 @@ def _check_options(
         raise ValueError(f"seed must be None: it belongs to dropout, which is not implemented, got {seed!r}")
 
 
-def _starts(q_start: int | torch.Tensor | None, batch: int) -> torch.Tensor | None:
-    """q_start as the kernels take it: int64 (B,)."""
+def _starts(q_start: int | torch.Tensor | None, batch: int, device: torch.device) -> torch.Tensor | None:
+    """q_start as the kernels take it: int64 (B,), on their device."""
     if q_start is None:
         return None
     if isinstance(q_start, torch.Tensor):
         return q_start.to(torch.int64)
-    return torch.full((batch,), q_start, dtype=torch.int64)
+    return torch.full((batch,), q_start, dtype=torch.int64, device=device)
 
 
 def flash_attention(
@@ -203,7 +203,8 @@ def flash_attention(
 
     Args:
         q: ``(B, T, H, D)``, float32, bfloat16 or float16 (float64 on the reference); D from 1 to 256. Any strides; only
-            a tensor whose last dim is not dense is copied, here as in k and v.
+            a tensor whose last dim is not dense is copied, here as in k and v (on CUDA also one whose rows do not
+            begin at multiples of 16 bytes).
         k: ``(B, S, Hkv, D)``, dtype of q. H is a multiple of Hkv; query head h reads kv head ``h // (H / Hkv)``.
         v: ``(B, S, Hkv, Dv)``, dtype of q; Dv from 1 to 256.
         causal: a query sees the keys at ``j <= i``.
@@ -217,7 +218,7 @@ def flash_attention(
         q_start: position of the first query, an int or an integer tensor ``(B,)``.
         dropout_p: must be 0.
         seed: must be None; it belongs to dropout.
-        deterministic: accepted for the sake of other backends; on the CPU results repeat bit for bit in any case.
+        deterministic: accepted for the sake of other libraries' callers; results repeat bit for bit in any case.
         return_lse: also return the logarithm of each softmax's denominator, sink included.
         backend: who computes; see `grokkernels.use`.
 
@@ -270,7 +271,7 @@ def flash_attention(
         v,
         None,
         None,
-        _starts(q_start, q.shape[0]),
+        _starts(q_start, q.shape[0], q.device),
         sinks,
         alibi_slopes,
         causal,
@@ -333,7 +334,9 @@ def flash_attention_varlen(
         k: ``(total_k, Hkv, D)``.
         v: ``(total_k, Hkv, Dv)``.
         cu_seqlens_q: ``(B + 1,)`` int32, from 0 on: sequence b owns the rows ``cu_seqlens_q[b]`` to
-            ``cu_seqlens_q[b + 1]`` of q. Sequences may be empty. Rows past the last one give 0, and lse -inf.
+            ``cu_seqlens_q[b + 1]`` of q. Sequences may be empty. Rows past the last one give 0, and lse -inf. On a GPU
+            the values are not looked at beforehand: offsets outside the tensor are taken as its ends, and where
+            offsets fall the results are undefined, but nothing outside the tensors is read or written.
         cu_seqlens_k: ``(B + 1,)`` int32, likewise for k and v.
         max_seqlen_q: length of the longest sequence of queries, or more.
         max_seqlen_k: length of the longest sequence of keys, or more.
@@ -345,7 +348,7 @@ def flash_attention_varlen(
         ``o (total_q, H, Dv)``, or ``(o, lse)`` with lse ``(H, total_q)`` float32.
 
     Raises:
-        TypeError, ValueError: as `flash_attention`; offsets that fall or leave their tensor.
+        TypeError, ValueError: as `flash_attention`; offsets in host memory that fall or leave their tensor.
     """
     if block_table is not None:
         raise ValueError("block_table must be None: paged keys are not implemented")
@@ -407,7 +410,7 @@ def flash_attention_varlen(
         v,
         cu_seqlens_q,
         cu_seqlens_k,
-        _starts(q_start, batch),
+        _starts(q_start, batch, q.device),
         sinks,
         alibi_slopes,
         causal,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import grokkernels
+from grokkernels import native
 from grokkernels.testing import judge
 from grokkernels.testing.cases import flash_attention as cases
 from tests.suite import CaseTableTests
@@ -31,6 +32,7 @@ class TestCases(CaseTableTests):
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
+    backend=st.sampled_from(["cpu", "emulated"]),
     batch=st.integers(1, 2),
     queries=st.integers(10, 130),
     keys=st.integers(10, 210),
@@ -42,6 +44,7 @@ class TestCases(CaseTableTests):
     dtype=st.sampled_from(cases.TABLE.dtypes),
 )
 def test_drawn(
+    backend: str,
     batch: int,
     queries: int,
     keys: int,
@@ -53,16 +56,16 @@ def test_drawn(
     dtype: torch.dtype,
 ) -> None:
     case = cases.case(batch, queries, keys, kv_heads * group, kv_heads, dim, value_dim=value_dim, **options)
-    verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+    verdict = judge.judge(cases.TABLE, case, dtype, backend)
     assert verdict.passed, verdict
 
 
 def gradients(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backend: str = "cpu", **options: object
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """o and the gradients of q, k and v."""
     leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-    o = grokkernels.flash_attention(*leaves, backend="cpu", **options)
+    o = grokkernels.flash_attention(*leaves, backend=backend, **options)
     return (o.detach(), *torch.autograd.grad(o, leaves, torch.ones_like(o).cumsum(0)))
 
 
@@ -97,6 +100,86 @@ def test_gradients_repeat() -> None:
         assert all(torch.equal(one, two) for one, two in zip(first, gradients(q, k, v), strict=True))
 
 
+def on_device(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: object) -> tuple[torch.Tensor, ...]:
+    """o, lse and the gradients of q, k, v and the sinks, where there are any, from the emulated device."""
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    if "sinks" in options:
+        leaves.append(options["sinks"].detach().requires_grad_())
+        options["sinks"] = leaves[-1]
+    o, lse = grokkernels.flash_attention(*leaves[:3], return_lse=True, backend="emulated", **options)
+    cotangents = [torch.ones_like(x).cumsum(0) for x in (o, lse)]
+    return (o.detach(), lse.detach(), *torch.autograd.grad((o, lse), leaves, cotangents))
+
+
+DEVICE_CASES = {
+    "causal group": ((1, 50, 70, 4, 2, 40), {"causal": True}),
+    "window": ((2, 40, 150, 2, 2, 64), {"window": (30, 10), "softcap": 5.0}),
+    "sinks": ((1, 20, 90, 2, 1, 128), {"sinks": torch.tensor([0.5, -1.0]), "temperature_len": 8, "causal": True}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", DEVICE_CASES)
+def test_device_schedules_and_banks(name: str, dtype: torch.dtype) -> None:
+    """Threads in any order and copies at any time before their wait: the same bits, and no bank conflict."""
+    sizes, options = DEVICE_CASES[name]
+    tensors = [t.to(dtype) for t in drawn(*sizes)]
+    native.emulated.reset_counters()
+    expected = on_device(*tensors, **options)
+    assert native.emulated.counters()["bank_conflicts"] == 0
+    for seed in (1, 2, 3):
+        native.emulated.set_seed(seed)
+        try:
+            got = on_device(*tensors, **options)
+        finally:
+            native.emulated.set_seed(0)
+        assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_device_sequences_do_not_see_each_other(dtype: torch.dtype) -> None:
+    """Bitwise: alone, in a batch, or packed among others."""
+    q, k, v = (t.to(dtype) for t in drawn(3, 70, 90, 4, 2, 64))
+    o, lse, *grads = on_device(q, k, v, causal=True)
+    for b in range(3):
+        alone = on_device(q[b : b + 1], k[b : b + 1], v[b : b + 1], causal=True)
+        assert torch.equal(alone[0][0], o[b])
+    offsets = [torch.arange(4, dtype=torch.int32) * n for n in (70, 90)]
+    leaves = [t.flatten(0, 1).requires_grad_() for t in (q, k, v)]
+    packed, packed_lse = grokkernels.flash_attention_varlen(
+        *leaves, *offsets, 70, 90, causal=True, return_lse=True, backend="emulated"
+    )
+    assert torch.equal(packed, o.flatten(0, 1))
+    assert torch.equal(packed_lse, lse.transpose(0, 1).flatten(1))
+    cotangents = torch.ones_like(o).cumsum(0).flatten(0, 1), torch.ones_like(lse).cumsum(0).transpose(0, 1).flatten(1)
+    for one, other in zip(torch.autograd.grad((packed, packed_lse), leaves, cotangents), grads, strict=True):
+        assert torch.equal(one, other.flatten(0, 1))
+
+
+@pytest.mark.parametrize("layout", ["padded_rows", "strided", "transposed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_device_layouts(dtype: torch.dtype, layout: str) -> None:
+    """Rows that are read where they lie, and rows that must be copied: between them and after them is poison."""
+    for dim, value_dim in ((40, 64), (17, 33)):
+        case = cases.case(2, 20, 30, 4, 2, dim, value_dim=value_dim, causal=True)
+        verdict = judge.judge(cases.TABLE, case, dtype, "emulated", layout=layout)
+        assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("dtype", cases.TABLE.dtypes)
+def test_device_tiles(dtype: torch.dtype) -> None:
+    """Sizes around the device's tiles: whole ones, one row or key more or less, windows that end in the middle."""
+    for case in (
+        cases.case(1, 128, 128, 1, 1, 64),
+        cases.case(1, 129, 193, 1, 1, 96, causal=True),
+        cases.case(1, 65, 257, 2, 1, 128, window=(100, 20), why="whole tiles between masked ones on both sides"),
+        cases.case(1, 33, 161, 1, 1, 192, causal=True, softcap=20.0),
+        cases.case(1, 64, 130, 1, 1, 256),
+    ):
+        verdict = judge.judge(cases.TABLE, case, dtype, "emulated")
+        assert verdict.passed, f"{case.name}: {verdict}"
+
+
 def test_slices_of_a_packed_projection_are_not_copied() -> None:
     """q, k and v as slices of one (B, T, 3, H, D) tensor give what dense ones give; the gradient comes back to it."""
     qkv = torch.randn(2, 40, 3, 4, 32, requires_grad=True)
@@ -120,14 +203,15 @@ def test_unused_lse_and_unused_output() -> None:
     assert torch.autograd.grad(o.sum(), q)[0].isfinite().all()
 
 
-def test_keys_that_no_query_sees_are_not_read() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_keys_that_no_query_sees_are_not_read(backend: str) -> None:
     q, k, v = drawn(1, 10, 300, 2, 2, 16)
     seen = slice(100 - 5, 110 + 5)
     hidden = [torch.full_like(t, float("nan")) for t in (k, v)]
     for poisoned, whole in zip(hidden, (k, v), strict=True):
         poisoned[:, seen] = whole[:, seen]
     options = {"window": (5, 5), "q_start": 100}
-    for one, two in zip(gradients(q, k, v, **options), gradients(q, *hidden, **options), strict=True):
+    for one, two in zip(gradients(q, k, v, backend, **options), gradients(q, *hidden, backend, **options), strict=True):
         assert torch.equal(one, two)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import grokkernels
 from grokkernels.testing import judge
 from grokkernels.testing.cases import flash_attention_varlen as cases
+from grokkernels.testing.fences import Fence
 from tests.suite import CaseTableTests
 
 
@@ -22,18 +23,20 @@ class TestCases(CaseTableTests):
     lengths=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 120)), min_size=3, max_size=5),
     causal=st.booleans(),
     dtype=st.sampled_from(cases.TABLE.dtypes),
+    backend=st.sampled_from(["cpu", "emulated"]),
 )
-def test_drawn_lengths(lengths: list[tuple[int, int]], causal: bool, dtype: torch.dtype) -> None:
+def test_drawn_lengths(lengths: list[tuple[int, int]], causal: bool, dtype: torch.dtype, backend: str) -> None:
     queries, keys = zip(*[*lengths, (40, 50)], strict=True)
     case = cases.case(queries, keys, 4, 2, 32, causal=causal)
-    verdict = judge.judge(cases.TABLE, case, dtype, "cpu")
+    verdict = judge.judge(cases.TABLE, case, dtype, backend)
     assert verdict.passed, verdict
 
 
-def test_no_sequence() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_no_sequence(backend: str) -> None:
     q, k = torch.ones(3, 2, 8, requires_grad=True), torch.ones(2, 2, 8, requires_grad=True)
     none = torch.zeros(1, dtype=torch.int32)
-    o, lse = grokkernels.flash_attention_varlen(q, k, k, none, none, 0, 0, return_lse=True, backend="cpu")
+    o, lse = grokkernels.flash_attention_varlen(q, k, k, none, none, 0, 0, return_lse=True, backend=backend)
     assert o.count_nonzero() == 0
     assert torch.all(lse == -torch.inf)
     for gradient in torch.autograd.grad(o.sum(), (q, k)):
@@ -42,6 +45,32 @@ def test_no_sequence() -> None:
 
 def offsets(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("offsets_q", "offsets_k"),
+    [
+        (offsets(0, 9, 2000000000), offsets(0, 9, 2000000000)),
+        (offsets(-5, 30, 10, 50), offsets(60, 0, 40, -1)),
+        (offsets(40, 20, 0), offsets(0, 0, 0)),
+        (offsets(-2000000000, 2000000000), offsets(-2000000000, 2000000000)),
+    ],
+)
+def test_device_survives_any_offsets(offsets_q: torch.Tensor, offsets_k: torch.Tensor) -> None:
+    """The device cannot refuse offsets: it stays inside the tensors, whose surroundings are poisoned, and comes back.
+    The sequences that are well-formed are right."""
+    q, k = torch.randn(40, 2, 16), torch.randn(40, 1, 16)
+    arguments = {"q": q, "k": k, "v": k.clone()}
+    fence = Fence(arguments)
+    leaves = [fence.arguments[name].detach().requires_grad_() for name in arguments]
+    options = (None, None, None, False, 1.0, 0.0, -1, -1, 0)
+    o, *_ = torch.ops.grokkernels.flash_attention_fwd.emulated(*leaves, offsets_q, offsets_k, *options)
+    torch.autograd.grad(o.sum(), leaves)
+    assert fence.intact()
+    if offsets_q[1] == 9:
+        whole = [t.detach()[None, :9] for t in leaves]
+        expected = grokkernels.flash_attention(*whole, scale=1.0, backend="emulated")
+        assert torch.equal(o[:9], expected[0])
 
 
 @pytest.mark.parametrize(
