@@ -429,6 +429,8 @@ void flash_attention_bwd_sm80(const FlashAttentionBwdParams& params, Stream stre
     const int64_t blocks = (rows * kDeltaLanes + kDeltaThreads - 1) / kDeltaThreads;
     launch(flash_attention_bwd_delta_kernel<T>, {.grid = {static_cast<unsigned>(blocks)}, .block = {kDeltaThreads}},
            stream, params, rows);
+    const bool hopper = device_architecture() / 10 == 9 && params.dsinks == nullptr;
+    if (hopper && flash_attention_bwd_gradients_sm90(params, stream)) return;
     if (dim <= 64)
       run<T, 64>(params, stream);
     else if (dim <= 128)

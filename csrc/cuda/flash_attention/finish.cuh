@@ -6,14 +6,15 @@
 namespace grokkernels::attention {
 
 // Of folded row `row` of sequence s with running maximum `top` (raw) and sum `total` of exp2(factor * (raw - top)):
-// what its o is multiplied by. `write`: also its lse, top and inv; `top` is given to the backward pass in natural units
-// and `inv` belongs to its rounded value, so that exp2(factor * raw - top * log2(e)) * inv is p there.
+// what its o is multiplied by. `there`: the row exists; `writes`: this thread also writes its lse, top and inv. `top`
+// is given to the backward pass in natural units and `inv` belongs to its rounded value, so that exp2(factor * raw -
+// top * log2(e)) * inv is p there.
 template <Scores kScores>
 GK_DEVICE float finish_row(const FlashAttentionFwdParams& params, const ScoreRule<kScores>& rule, const Sequence& s,
-                           int row, int group, int first_head, float top, float total, bool write) {
+                           int row, int group, int first_head, float top, float total, bool there, bool writes) {
   const FlashAttentionProblem& p = params.problem;
   const int head = first_head + row % group;
-  const bool sink = p.sinks != nullptr && !s.outside && write;
+  const bool sink = p.sinks != nullptr && !s.outside && there;
   const float sink_score = sink ? p.sinks[head] : -INFINITY;
   const float largest = top * rule.factor * kLn2;  // -infinity where no key is seen
   float highest = fmaxf(largest, sink_score);
@@ -22,7 +23,7 @@ GK_DEVICE float finish_row(const FlashAttentionFwdParams& params, const ScoreRul
   const float shift = highest * kLog2E;
   const float scaled = exp2_approx(fmaf(top, rule.factor, -shift));
   const float denominator = fmaf(total, scaled, sink ? exp2_approx(fmaf(sink_score, kLog2E, -shift)) : 0.0f);
-  if (write && lane_id() % 4 == 0) {
+  if (there && writes) {
     const int64_t at = lse_offset(p, s, head) + row / group;
     params.lse[at] = dead ? -INFINITY : highest + logf(denominator);
     params.top[at] = highest;

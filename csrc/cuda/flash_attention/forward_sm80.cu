@@ -8,6 +8,7 @@
 //
 // Tiles that every row of the block sees whole go through a loop without a single mask; tiles at the edge of what is
 // seen go through the same code with masks.
+#include "cuda/flash_attention/finish.cuh"
 #include "cuda/flash_attention/launchers.h"
 #include "cuda/flash_attention/rows.cuh"
 #include "cuda/flash_attention/scores.cuh"
@@ -274,8 +275,7 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
       for (; n >= whole; --n) step(n, std::false_type{});
   }
 
-  // o / sum, and the statistics. `top` is given to the backward pass in natural units; `inv` belongs to its rounded
-  // value, so that exp2(factor * raw - top * log2(e)) * inv is p there.
+  // o / sum, and the statistics
   const Words2 at_sequence = load_shared_8(kept + 8), at_rows = load_shared_8(kept + 16);
   const int own_head = static_cast<int>(at_sequence.word[1]) * group;  // the first
   const int own_row = static_cast<int>(at_rows.word[0]), own_count = static_cast<int>(at_rows.word[1]);
@@ -288,24 +288,8 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int i = warp_row + 16 * m + g + 8 * r;
-      const int row = own_row + i, head = own_head + row % group;
-      const float total = warp_sum<4>(sum[m][r]);
-      const bool sink = p.sinks != nullptr && !own.outside;
-      const float sink_score = sink && i < own_count ? p.sinks[head] : -INFINITY;
-      const float largest = top[m][r] * rule.factor * kLn2;  // -infinity where no key is seen
-      float highest = fmaxf(largest, sink_score);
-      const bool dead = highest == -INFINITY;
-      if (dead) highest = 0.0f;
-      const float shift = highest * kLog2E;
-      const float scaled = exp2_approx(fmaf(top[m][r], rule.factor, -shift));
-      const float denominator = fmaf(total, scaled, sink ? exp2_approx(fmaf(sink_score, kLog2E, -shift)) : 0.0f);
-      factor[r] = dead ? 0.0f : scaled / denominator;
-      if (t == 0 && first_column == 0 && i < own_count) {
-        const int64_t at = lse_offset(p, own, head) + row / group;
-        params.lse[at] = dead ? -INFINITY : highest + logf(denominator);
-        params.top[at] = highest;
-        params.inv[at] = dead ? 0.0f : 1.0f / denominator;
-      }
+      factor[r] = finish_row(params, rule, own, own_row + i, group, own_head, top[m][r], warp_sum<4>(sum[m][r]),
+                             i < own_count, t == 0 && first_column == 0);
     }
     const int columns = least(value_dim, 8 * kColumns);
     store_rows<T>(o[m], factor, o_part, warp_row + 16 * m, own_count - warp_row - 16 * m, columns, vectors, [&](int i) {

@@ -13,7 +13,7 @@
 #include <device/warpgroup.cuh>
 
 #include "cuda/flash_attention/finish.cuh"
-#include "cuda/flash_attention/forward_sm90.cuh"
+#include "cuda/flash_attention/launchers.h"
 #include "cuda/flash_attention/rows.cuh"
 #include "cuda/flash_attention/scores.cuh"
 #include "cuda/matrix_tile.cuh"
@@ -308,8 +308,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int i = own_row + g + 8 * r;
-    factor[r] =
-        finish_row(params, rule, s, first_row + i, group, kv_head * group, top[r], warp_sum<4>(sum[r]), i < count);
+    factor[r] = finish_row(params, rule, s, first_row + i, group, kv_head * group, top[r], warp_sum<4>(sum[r]),
+                           i < count, t == 0);
   }
   const int64_t o_offset = dense_offset(packed, s, s.first_query, p.queries, p.heads, kv_head * group, p.value_dim);
   float blocks[kDim / 8][4];
