@@ -48,6 +48,7 @@ TABLE = Table(
     op=flash_attention_varlen,
     reference=reference,
     grad=("q", "k", "v", "sinks"),
+    architectures=("sm_80", "sm_90"),
     cases=(
         case((7,), (9,), 2, 1, 32, why="one sequence"),
         case((30, 17, 53), (30, 17, 53), 4, 2, 64, causal=True),
