@@ -130,7 +130,10 @@ void with_part(int64_t rows, int64_t cols, Activation kind, bool aligned, const 
 
 void gated_activation_fwd_cuda(const GatedActivationFwdParams& params, Stream stream) {
   GatedActivationFwdParams p = params;
-  if (p.gate_stride == p.cols && p.up_stride == p.cols) p.cols *= p.rows, p.rows = 1;
+  if (p.gate_stride == p.cols && p.up_stride == p.cols) {
+    p.cols = p.gate_stride = p.up_stride = p.rows * p.cols;
+    p.rows = 1;
+  }
   GK_SWITCH_DTYPE(p.dtype, T, {
     with_part<T>(p.rows, p.cols, p.kind, aligned<T>(p.cols, {p.gate, p.up, p.y}, {p.gate_stride, p.up_stride}),
                  [&]<Activation kKind, bool kAligned>(unsigned blocks, const LaunchShape& shape) {
@@ -141,7 +144,10 @@ void gated_activation_fwd_cuda(const GatedActivationFwdParams& params, Stream st
 
 void gated_activation_bwd_cuda(const GatedActivationBwdParams& params, Stream stream) {
   GatedActivationBwdParams p = params;
-  if (p.dy_stride == p.cols && p.gate_stride == p.cols && p.up_stride == p.cols) p.cols *= p.rows, p.rows = 1;
+  if (p.dy_stride == p.cols && p.gate_stride == p.cols && p.up_stride == p.cols) {
+    p.cols = p.dy_stride = p.gate_stride = p.up_stride = p.rows * p.cols;
+    p.rows = 1;
+  }
   GK_SWITCH_DTYPE(p.dtype, T, {
     with_part<T>(p.rows, p.cols, p.kind,
                  aligned<T>(p.cols, {p.dy, p.gate, p.up, p.dgate, p.dup}, {p.dy_stride, p.gate_stride, p.up_stride}),
