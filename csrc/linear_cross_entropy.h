@@ -19,6 +19,11 @@ struct LinearCrossEntropyFwdParams {
   LossOptions options;
   float* loss;  // (N) for Reduction::none, else one number
   double* lse;  // (N); 0 for ignored rows
+  // Work space on a device.
+  float* row_losses;  // (N): loss itself for Reduction::none
+  int32_t* index;     // (N + 1): the rows that count, in order; how many
+  float* target_z;    // (N)
+  void* partials;     // linear_cross_entropy_workspace(rows, cols) bytes
 };
 
 struct LinearCrossEntropyBwdParams {
@@ -32,10 +37,14 @@ struct LinearCrossEntropyBwdParams {
   const float* dloss;  // like loss, dloss_stride elements apart
   int64_t dloss_stride;
   const double* lse;
-  void* dx;        // (N, C) dense, or null
-  void* dweight;   // (V, C) dense, or null
-  float* dlogits;  // workspace: rows * linear_cross_entropy_columns(rows, cols)
-  float* dx_sum;   // workspace: (N, C), or null when dx is
+  void* dx;       // (N, C) dense, or null
+  void* dweight;  // (V, C) dense, or null
+  void* dlogits;  // workspace: rows * linear_cross_entropy_columns(rows, cols) floats; on a device rows of
+                  // linear_cross_entropy_stride of that, of dtype
+  float* dx_sum;  // workspace: (N, C), or null when dx is
+  // Work space on a device.
+  int32_t* index;  // (N + 1)
+  float* scales;   // (3)
 };
 
 // Columns of dlogits that are held at once: 64 MiB of them, and no fewer than 512.
@@ -44,6 +53,21 @@ GK_ALWAYS_INLINE int64_t linear_cross_entropy_columns(int64_t rows, int64_t cols
   const int64_t fit = kElements / (rows > 0 ? rows : 1) / kBlock * kBlock;
   const int64_t held = fit > kBlock ? fit : kBlock;
   return held < cols ? held : cols;
+}
+
+// From one row of dlogits to the next on a device: whole vectors.
+GK_ALWAYS_INLINE constexpr int64_t linear_cross_entropy_stride(int64_t columns) { return (columns + 7) / 8 * 8; }
+
+// Columns whose logits one block of a device adds up; like all sizes there, no function of N. Each range leaves two
+// partial sums per row.
+inline constexpr int kLinearCrossEntropyRange = 4096, kLinearCrossEntropyPartial = 24;
+
+GK_ALWAYS_INLINE constexpr int64_t linear_cross_entropy_parts(int64_t cols) {
+  return (cols + kLinearCrossEntropyRange - 1) / kLinearCrossEntropyRange;
+}
+
+GK_ALWAYS_INLINE constexpr int64_t linear_cross_entropy_workspace(int64_t rows, int64_t cols) {
+  return rows * linear_cross_entropy_parts(cols) * 2 * kLinearCrossEntropyPartial;
 }
 
 void linear_cross_entropy_fwd_cpu(const LinearCrossEntropyFwdParams& params);

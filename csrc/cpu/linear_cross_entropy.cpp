@@ -103,7 +103,8 @@ void backward(const LinearCrossEntropyBwdParams& p) {
   const double divisor = loss_divisor(p.rows, p.targets, p.options);
   const Strided<T> x{static_cast<const T*>(p.x), p.x_stride, 1, counted.index};
   const Strided<T> weight{static_cast<const T*>(p.weight), p.weight_stride[0], p.weight_stride[1]};
-  const Strided<float> dlogits{p.dlogits, held, 1};
+  float* const held_dlogits = static_cast<float*>(p.dlogits);
+  const Strided<float> dlogits{held_dlogits, held, 1};
 
   for (int64_t first = 0; first < p.cols; first += held) {
     const int64_t columns = at_most(p.cols - first, held);
@@ -111,7 +112,7 @@ void backward(const LinearCrossEntropyBwdParams& p) {
     parallel_tasks(blocks_of(columns, kColumns) * row_blocks, kRows * kColumns / 8 * p.width, [&](int64_t task) {
       const int64_t column = task / row_blocks * kColumns, row = task % row_blocks * kRows;
       const int64_t m = at_most(rows - row, kRows), n = at_most(columns - column, kColumns);
-      float* tile = p.dlogits + row * held + column;
+      float* tile = held_dlogits + row * held + column;
       gemm(m, n, p.width, x.from(row, 0), weight.from(first + column, 0).transposed(), tile, held, false);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t source = counted.index[row + i];

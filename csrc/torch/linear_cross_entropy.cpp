@@ -26,6 +26,11 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_fwd(const Tensor& x, const Tenso
   Tensor loss = options.reduction == Reduction::none ? new_tensor({xr.rows}, ScalarType::Float, x)
                                                      : new_tensor({}, ScalarType::Float, x);
   Tensor lse = new_tensor({xr.rows}, ScalarType::Double, x);
+  // Work space of a device; the CPU has its own.
+  const int64_t rows = kHostMemory ? 0 : xr.rows;
+  const Tensor row_losses = options.reduction == Reduction::none ? loss : new_tensor({rows}, ScalarType::Float, x);
+  const Tensor index = new_tensor({rows + 1}, ScalarType::Int, x), target_z = new_tensor({rows}, ScalarType::Float, x);
+  const Tensor partials = new_tensor({linear_cross_entropy_workspace(rows, weight.size(0))}, ScalarType::Byte, x);
   GK_LAUNCH(linear_cross_entropy_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .rows = xr.rows,
@@ -38,7 +43,11 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_fwd(const Tensor& x, const Tenso
     .targets = targets_of(targets, xr.rows, weight.size(0), ignore_index),
     .options = options,
     .loss = static_cast<float*>(loss.mutable_data_ptr()),
-    .lse = static_cast<double*>(lse.mutable_data_ptr())});
+    .lse = static_cast<double*>(lse.mutable_data_ptr()),
+    .row_losses = static_cast<float*>(row_losses.mutable_data_ptr()),
+    .index = static_cast<int32_t*>(index.mutable_data_ptr()),
+    .target_z = static_cast<float*>(target_z.mutable_data_ptr()),
+    .partials = partials.mutable_data_ptr()});
   return {loss, lse};
 }
 
@@ -60,7 +69,11 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_bwd(const Tensor& dloss, const T
     return needed ? torch::stable::new_empty(like, like.sizes()) : new_tensor({0}, like.scalar_type(), like);
   };
   Tensor dx = output(need_dx, x), dweight = output(need_dweight, weight);
-  Tensor dlogits = new_tensor({xr.rows * linear_cross_entropy_columns(xr.rows, vocabulary)}, ScalarType::Float, x);
+  const int64_t held = linear_cross_entropy_columns(xr.rows, vocabulary);
+  Tensor dlogits = kHostMemory ? new_tensor({xr.rows * held}, ScalarType::Float, x)
+                               : new_tensor({xr.rows * linear_cross_entropy_stride(held)}, x.scalar_type(), x);
+  Tensor index = new_tensor({kHostMemory ? 0 : xr.rows + 1}, ScalarType::Int, x);
+  Tensor scales = new_tensor({kHostMemory ? 0 : 3}, ScalarType::Float, x);
   Tensor dx_sum = new_tensor({need_dx ? xr.rows * xr.cols : 0}, ScalarType::Float, x);
   GK_LAUNCH(linear_cross_entropy_bwd, x)
   ({.dtype = native_dtype(x, "x"),
@@ -78,8 +91,10 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_bwd(const Tensor& dloss, const T
     .lse = static_cast<const double*>(statistics.const_data_ptr()),
     .dx = need_dx ? dx.mutable_data_ptr() : nullptr,
     .dweight = need_dweight ? dweight.mutable_data_ptr() : nullptr,
-    .dlogits = static_cast<float*>(dlogits.mutable_data_ptr()),
-    .dx_sum = static_cast<float*>(dx_sum.mutable_data_ptr())});
+    .dlogits = dlogits.mutable_data_ptr(),
+    .dx_sum = static_cast<float*>(dx_sum.mutable_data_ptr()),
+    .index = static_cast<int32_t*>(index.mutable_data_ptr()),
+    .scales = static_cast<float*>(scales.mutable_data_ptr())});
   return {dx, dweight};
 }
 

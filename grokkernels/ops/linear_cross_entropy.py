@@ -67,11 +67,11 @@ _fwd = dispatch.define(
 )
 
 
-def _supports_cpu(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> str | None:
+def _supports_native(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> str | None:
     return dispatch.native_dtypes(x=x, weight=weight)
 
 
-ROW = dispatch.Row("linear_cross_entropy", {"cpu": _supports_cpu})
+ROW = dispatch.Row("linear_cross_entropy", {"cpu": _supports_native, "cuda": _supports_native})
 
 
 def linear_cross_entropy(
@@ -96,6 +96,9 @@ def linear_cross_entropy(
         softcap, logit_scale, z_loss, label_smoothing, ignore_index, reduction: as in `cross_entropy`; rows of x whose
             target is ignored are not read.
         backend: who computes; see `grokkernels.use`. The reference does hold the logits.
+
+    On a CUDA device nothing looks at the targets: one outside the vocabulary makes its row's loss and gradient NaN, and
+    with them dweight. There dlogits have the dtype of x between the products of the backward pass.
 
     Returns:
         ``()``, or ``(N,)`` for reduction "none"; float32 (float64 for float64 x). The logits are float32 and not
