@@ -158,7 +158,8 @@ __global__ void __launch_bounds__(kNormThreads, 1)
       dot += part;
     }
     float* scratch = shared_floats() + step % 2 * 32;
-    dot = plan.pieces == 1 ? row_sum(dot, scratch) : sum_of_pieces(p.sums + row * plan.pieces, plan.pieces, scratch);
+    const float* sums = p.sums + (row < p.rows ? row : 0) * plan.pieces;
+    dot = plan.pieces == 1 ? row_sum(dot, scratch) : sum_of_pieces(sums, plan.pieces, scratch);
     const float mean = dot / static_cast<float>(p.cols);
 #pragma unroll
     for (int i = 0; i < kShare<T>; ++i) {
