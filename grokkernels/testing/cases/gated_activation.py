@@ -25,6 +25,7 @@ TABLE = Table(
     grad=("gate", "up"),
     cases=(
         *(case(3, 67, kind=kind, why="vectors and a tail") for kind in KINDS),
+        *(case(5, 48, kind=kind, why="whole vectors") for kind in KINDS),
         *(case(40, 50, kind=kind, std=5.0, why="both tails of the activation") for kind in KINDS),
         case(1, 1, why="one element"),
         case(2, 3, 16, why="leading dims to flatten"),

@@ -52,26 +52,33 @@ def case(
     top_k: int,
     how: str = "even",
     *,
+    mt: bool = False,
     why: str = "",
     **options: Any,
 ) -> Case:
-    """x (tokens, cols) to experts of this width, by `routing`."""
+    """x (tokens, cols) to experts of this width, by `routing`; with mt the weights are views of transposed ones."""
     leading = (tokens,) if isinstance(tokens, int) else tokens
 
     def build(generator: torch.Generator) -> Arguments:
         indices = routing(generator, torch.Size(leading).numel(), experts, top_k, how)
         weights = torch.rand(indices.shape, generator=generator) + 0.1
+
+        def matrices(out: int, into: int) -> torch.Tensor:
+            size = (into, out) if mt else (out, into)
+            made = normal(generator, experts, *size, std=into**-0.5)
+            return made.mT if mt else made
+
         return {
             "x": normal(generator, *leading, cols),
-            "gate_proj": normal(generator, experts, hidden_cols, cols, std=cols**-0.5),
-            "up_proj": normal(generator, experts, hidden_cols, cols, std=cols**-0.5),
-            "down_proj": normal(generator, experts, cols, hidden_cols, std=hidden_cols**-0.5),
+            "gate_proj": matrices(hidden_cols, cols),
+            "up_proj": matrices(hidden_cols, cols),
+            "down_proj": matrices(cols, hidden_cols),
             "weights": weights,
             "indices": indices,
             **options,
         }
 
-    words = [f"{'x'.join(map(str, leading))} {cols}x{hidden_cols} E={experts} K={top_k} {how}"]
+    words = [f"{'x'.join(map(str, leading))} {cols}x{hidden_cols} E={experts} K={top_k} {how}"] + ["mT"] * mt
     return Case(" ".join([*words, *(f"{k}={v}" for k, v in options.items())]), build, why)
 
 
@@ -85,6 +92,7 @@ TABLE = Table(
         case(9, 17, 33, 1, 1, why="one expert, tails in every direction"),
         case(37, 64, 130, 8, 2, "uneven", why="Grok's eight experts, top-2; two tiles of the hidden width"),
         case((2, 3, 5), 24, 32, 4, 2, why="leading dims to flatten"),
+        case(19, 24, 32, 4, 2, "uneven", mt=True, why="weights that lie the other way"),
         case(12, 16, 24, 64, 8, why="many small experts, some of them empty"),
         case(210, 32, 40, 4, 2, "one", why="more rows in one group than are packed at once"),
         case(23, 24, 32, 4, 2, "dropped", why="indices outside [0, E) add nothing"),
