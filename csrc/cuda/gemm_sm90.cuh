@@ -135,6 +135,7 @@ struct WarpgroupGemm {
       ring.next();
     }
     wgmma_wait<0>();
+    wgmma_settle(sum);
     if (steps > 0) release(before);
   }
 
@@ -158,6 +159,21 @@ struct WarpgroupGemm {
     }
   }
 };
+
+// Host: rows of a group from which on two blocks share the columns of its tiles.
+inline constexpr int64_t kLargeGroup = 256;
+
+// Host: the tiles of a matrix, or of a stack of them, in rows of `dense` numbers.
+inline TensorTiles matrix_tiles(DType dtype, const void* data, int64_t dense, int64_t rows, int64_t stack,
+                                int64_t row_stride, int64_t stack_stride, const int (&box)[2]) {
+  return {.dtype = dtype,
+          .data = data,
+          .rank = stack > 0 ? 3 : 2,
+          .size = {dense, rows, stack},
+          .stride = {1, row_stride, stack_stride},
+          .box = {box[0], box[1], 1},
+          .swizzle = Swizzle::bytes_128};
+}
 
 // Host: the blocks of a persistent grid, one to a multiprocessor, when a cluster works on one of `tiles` at a time.
 inline unsigned persistent_clusters(int64_t tiles, int cluster) {

@@ -30,6 +30,14 @@ GK_DEVICE void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroupsLeft) : "memory");
 }
 
+// Sums are read only after this, which follows their wait: without it the compiler may copy them before, and ptxas then
+// lets no wgmma overlap ("serialized due to non wgmma instructions reading accumulator registers").
+template <int kCount>
+GK_DEVICE void wgmma_settle(float (&d)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // Operands of the instruction for N columns: %0 .. %(N / 2 - 1) are d; the numbers that follow are given by name.
 #define GK_WGMMA_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define GK_WGMMA_NAMES_16 GK_WGMMA_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"

@@ -16,9 +16,6 @@ namespace {
 
 using namespace device;
 
-// Rows of a group from which on two blocks share the columns of its tiles.
-constexpr int64_t kLargeGroup = 256;
-
 // Writes the sums of a warpgroup: rows from `row` on of the tile's, columns from `col`; `to` has dense rows of `cols`.
 template <typename Gemm, typename T>
 GK_DEVICE void store_sums(const float (&sum)[Gemm::kCols / 2], T* to, int row, int row_end, int col, int cols) {
@@ -35,7 +32,7 @@ GK_DEVICE void store_sums(const float (&sum)[Gemm::kCols / 2], T* to, int row, i
   }
 }
 
-template <typename T, bool kRightTransposed, int kCols, int kCluster>
+template <typename T, typename Y, bool kRightTransposed, int kCols, int kCluster>
 __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
     grouped_mm_sm90_kernel(const __grid_constant__ GroupedMmParams p, const __grid_constant__ TensorMap x,
                            const __grid_constant__ TensorMap w) {
@@ -61,11 +58,11 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
       const int row = t.row + rank * Gemm::kRows;
       float sum[kCols / 2];
       Gemm::multiply(ring, steps, row + (warpgroup_id() - 1) * 64 < t.end, sum);
-      store_sums<Gemm>(sum, static_cast<T*>(p.y), row, t.end, t.across * kCols, cols);
+      store_sums<Gemm>(sum, static_cast<Y*>(p.y), row, t.end, t.across * kCols, cols);
     }
     for (int row = rows_used(p.offsets, groups, rows) + static_cast<int>(blockIdx.x); row < rows; row += gridDim.x)
       for (int c = static_cast<int>(threadIdx.x) - 128; c < cols; c += 256)
-        static_cast<T*>(p.y)[int64_t{row} * cols + c] = narrow<T>(0.0f);
+        static_cast<Y*>(p.y)[int64_t{row} * cols + c] = narrow<Y>(0.0f);
   }
   Gemm::finish();
 }
@@ -131,49 +128,37 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
   Gemm::finish();
 }
 
-// The tiles of a matrix (or a stack of them) whose dense dimension comes first.
-TensorTiles tiles_of(DType dtype, const void* data, int64_t dense, int64_t rows, int64_t stack, int64_t row_stride,
-                     int64_t stack_stride, const int (&box)[2]) {
-  return {.dtype = dtype,
-          .data = data,
-          .rank = stack > 0 ? 3 : 2,
-          .size = {dense, rows, stack},
-          .stride = {1, row_stride, stack_stride},
-          .box = {box[0], box[1], 1},
-          .swizzle = Swizzle::bytes_128};
-}
-
-template <typename T, bool kRightTransposed, int kCols, int kCluster>
+template <typename T, typename Y, bool kRightTransposed, int kCols, int kCluster>
 bool launch_forward(const GroupedMmParams& p, Stream stream) {
   using Gemm = WarpgroupGemm<T, false, kRightTransposed, kCols, kCluster>;
   const StackStrides &xs = p.x_strides, &ws = p.w_strides;
-  const TensorTiles x = tiles_of(p.dtype, p.x, p.depth, p.rows, 0, xs.row, 0, Gemm::Left::kBox);
+  const TensorTiles x = matrix_tiles(p.dtype, p.x, p.depth, p.rows, 0, xs.row, 0, Gemm::Left::kBox);
   const TensorTiles w =
-      kRightTransposed ? tiles_of(p.dtype, p.w, p.cols, p.depth, p.groups, ws.row, ws.stack, Gemm::RightPart::kBox)
-                       : tiles_of(p.dtype, p.w, p.depth, p.cols, p.groups, ws.col, ws.stack, Gemm::RightPart::kBox);
+      kRightTransposed ? matrix_tiles(p.dtype, p.w, p.cols, p.depth, p.groups, ws.row, ws.stack, Gemm::RightPart::kBox)
+                       : matrix_tiles(p.dtype, p.w, p.depth, p.cols, p.groups, ws.col, ws.stack, Gemm::RightPart::kBox);
   if (tensor_tiles_refusal(x) || tensor_tiles_refusal(w)) return false;
   const int64_t across = (p.cols + kCols - 1) / kCols;
   // At least one block, for the rows past the last group.
   const unsigned blocks =
       persistent_clusters(most_group_tiles(p.rows, p.groups, Gemm::kRows * kCluster, across), kCluster);
-  launch(grouped_mm_sm90_kernel<T, kRightTransposed, kCols, kCluster>,
+  launch(grouped_mm_sm90_kernel<T, Y, kRightTransposed, kCols, kCluster>,
          {.grid = {blocks}, .block = {kWarpgroupGemmThreads}, .shared_bytes = Gemm::kSharedBytes, .cluster = kCluster},
          stream, p, make_tensor_map(x), make_tensor_map(w));
   return true;
 }
 
-template <typename T, bool kRightTransposed>
+template <typename T, typename Y, bool kRightTransposed>
 bool forward(const GroupedMmParams& p, Stream stream) {
-  return p.rows >= kLargeGroup * p.groups ? launch_forward<T, kRightTransposed, 256, 2>(p, stream)
-                                          : launch_forward<T, kRightTransposed, 128, 1>(p, stream);
+  return p.rows >= kLargeGroup * p.groups ? launch_forward<T, Y, kRightTransposed, 256, 2>(p, stream)
+                                          : launch_forward<T, Y, kRightTransposed, 128, 1>(p, stream);
 }
 
 template <typename T, int kCols, int kCluster>
 bool launch_wgrad(const GroupedMmWgradParams& p, Stream stream) {
   using Gemm = WarpgroupGemm<T, true, true, kCols, kCluster>;
   const StackStrides &xs = p.x_strides, &dys = p.dy_strides;
-  const TensorTiles x = tiles_of(p.dtype, p.x, p.depth, p.rows, 0, xs.row, 0, Gemm::Left::kBox);
-  const TensorTiles dy = tiles_of(p.dtype, p.dy, p.cols, p.rows, 0, dys.row, 0, Gemm::RightPart::kBox);
+  const TensorTiles x = matrix_tiles(p.dtype, p.x, p.depth, p.rows, 0, xs.row, 0, Gemm::Left::kBox);
+  const TensorTiles dy = matrix_tiles(p.dtype, p.dy, p.cols, p.rows, 0, dys.row, 0, Gemm::RightPart::kBox);
   if (tensor_tiles_refusal(x) || tensor_tiles_refusal(dy)) return false;
   const int64_t down = (p.depth + Gemm::kRows * kCluster - 1) / (Gemm::kRows * kCluster);
   const unsigned blocks = persistent_clusters(p.groups * down * ((p.cols + kCols - 1) / kCols), kCluster);
@@ -195,9 +180,16 @@ bool grouped_mm_sm90(const GroupedMmParams& p, Stream stream) {
   const bool transposed = p.w_strides.col == 1;
   if (!transposed && p.w_strides.row != 1) return false;
   if (p.dtype == DType::bfloat16)
-    return transposed ? forward<bfloat16, true>(p, stream) : forward<bfloat16, false>(p, stream);
+    return transposed ? forward<bfloat16, bfloat16, true>(p, stream) : forward<bfloat16, bfloat16, false>(p, stream);
   if (p.dtype == DType::float16)
-    return transposed ? forward<float16, true>(p, stream) : forward<float16, false>(p, stream);
+    return transposed ? forward<float16, float16, true>(p, stream) : forward<float16, float16, false>(p, stream);
+  return false;
+}
+
+bool grouped_mm_float_sm90(const GroupedMmParams& p, Stream stream) {
+  if (p.x_strides.col != 1 || p.w_strides.row != 1) return false;
+  if (p.dtype == DType::bfloat16) return forward<bfloat16, float, false>(p, stream);
+  if (p.dtype == DType::float16) return forward<float16, float, false>(p, stream);
   return false;
 }
 

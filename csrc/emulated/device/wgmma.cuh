@@ -89,6 +89,9 @@ GK_DEVICE void wgmma_wait() {
                             [](void**, uint32_t) { emulated::wait_matrix(kGroupsLeft); });
 }
 
+template <int kCount>
+GK_DEVICE void wgmma_settle(float (&)[kCount]) {}
+
 struct WgmmaArgument {
   uint64_t a, b;
   bool accumulate;

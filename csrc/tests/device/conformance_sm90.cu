@@ -312,6 +312,7 @@ GK_DEVICE void width(const uint32_t* in, uint32_t*& out, uint32_t base, int lane
     wgmma<T, kN>(d, matrix_descriptor(base, Swizzle::none, 128, 256), b, kN % 32 == 0);
   wgmma_commit();
   wgmma_wait<0>();
+  wgmma_settle(d);
   out[lane] = mixed(d);
   out += 128;
 }
@@ -339,6 +340,7 @@ GK_DEVICE void layout(const uint32_t* in, uint32_t*& out, uint32_t base, int lan
   if constexpr (!kTransposedA) wgmma<T, 64, kTransposedB>(d, a, right, true);
   wgmma_commit();
   wgmma_wait<0>();
+  wgmma_settle(d);
   out[lane] = mixed(d);
   out += 128;
 }
