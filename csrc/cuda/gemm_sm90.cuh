@@ -15,6 +15,7 @@
 #include <device/cluster.cuh>
 #include <device/warpgroup.cuh>
 
+#include "cuda/gemm.cuh"
 #include "cuda/matrix_tile.cuh"
 
 namespace grokkernels::device {
@@ -159,6 +160,42 @@ struct WarpgroupGemm {
     }
   }
 };
+
+// Sets the rows of a landed transposed tile from `left` on to zero, those of the sum past its end. By both multiplying
+// warpgroups, and then rows_cleared.
+template <typename Tile>
+GK_DEVICE void clear_rows(const Tile& tile, int left) {
+  static_assert(Tile::kWidth == 128 && Tile::kPanelRows == 64);
+  const int count = (Tile::kPanelRows - left) * 8;
+#pragma unroll 1
+  for (int panel = 0; panel < Tile::kPanels; ++panel)
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x) - 128; i < count; i += 256)
+      store_shared_16(tile.base + panel * Tile::kPanelBytes + static_cast<uint32_t>(left * 128 + i * 16),
+                      {{0, 0, 0, 0}});
+}
+
+GK_DEVICE void rows_cleared() {
+  fence_proxy_async();
+  named_barrier_sync(1, 256);
+}
+
+// Writes the sums of a warpgroup to dense rows of `cols`: the tile's rows from `row` on, its columns from `col` on.
+template <typename Gemm, typename Y>
+GK_DEVICE void store_sums(const float (&sum)[Gemm::kCols / 2], Y* to, int row, int row_end, int col, int cols) {
+  constexpr int kTiles = Gemm::kCols / 8;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = row + Gemm::row_of(half);
+    float x[kTiles][2];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) x[j][c] = sum[4 * j + 2 * half + c];
+    store_tile_row(to + int64_t{r} * cols + col, r < row_end, cols % kVector<Y> == 0, cols - col,
+                   [](int j) { return j * 8; }, x);
+  }
+}
 
 // Host: rows of a group from which on two blocks share the columns of its tiles.
 inline constexpr int64_t kLargeGroup = 256;

@@ -16,22 +16,6 @@ namespace {
 
 using namespace device;
 
-// Writes the sums of a warpgroup: rows from `row` on of the tile's, columns from `col`; `to` has dense rows of `cols`.
-template <typename Gemm, typename T>
-GK_DEVICE void store_sums(const float (&sum)[Gemm::kCols / 2], T* to, int row, int row_end, int col, int cols) {
-  const bool wide = cols % kVector<T> == 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = row + Gemm::row_of(half);
-    store_tile_row<Gemm::kCols / 8>(
-        to + int64_t{r} * cols + col, r < row_end, wide, cols - col, [](int j) { return j * 8; },
-        [&](int j, float& a, float& b) {
-          a = sum[4 * j + 2 * half];
-          b = sum[4 * j + 2 * half + 1];
-        });
-  }
-}
-
 template <typename T, typename Y, bool kRightTransposed, int kCols, int kCluster>
 __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
     grouped_mm_sm90_kernel(const __grid_constant__ GroupedMmParams p, const __grid_constant__ TensorMap x,
@@ -40,48 +24,36 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
   const int rows = static_cast<int>(p.rows), cols = static_cast<int>(p.cols), groups = static_cast<int>(p.groups);
   const int steps = (static_cast<int>(p.depth) + Gemm::kStep - 1) / Gemm::kStep;
   const int rank = kCluster > 1 ? cluster_rank() : 0;
-  const unsigned first = blockIdx.x / kCluster, clusters = gridDim.x / kCluster;
-  const GroupTiles<Gemm::kRows * kCluster> tiles{p.offsets, groups, rows, (cols + kCols - 1) / kCols};
-  GroupTile t;
+  // Calls fn(tile, its first row of this block) for the tiles of this block.
+  const auto for_each_tile = [&](auto fn) {
+    GroupTile t;
+    for (unsigned i = blockIdx.x / kCluster;
+         find_tile<Gemm::kRows * kCluster>(p.offsets, groups, rows, (cols + kCols - 1) / kCols, i, t);
+         i += gridDim.x / kCluster)
+      fn(t, t.row + rank * Gemm::kRows);
+  };
   auto ring = Gemm::start();
   if (warpgroup_id() == 0) {
     registers_give<kCopyRegisters>();
     if (threadIdx.x < 32)
-      for (unsigned i = first; tiles.find(i, t); i += clusters)
+      for_each_tile([&](const GroupTile& t, int row) {
         Gemm::copy(ring, steps, [&](const auto& slot, int step) {
-          slot.left().load(x, slot.full(), t.row + rank * Gemm::kRows, step * Gemm::kStep);
+          slot.left().load(x, slot.full(), row, step * Gemm::kStep);
           Gemm::load_right(slot, w, t.across * kCols, step * Gemm::kStep, t.group);
         });
+      });
   } else {
     registers_take<kMultiplyRegisters>();
-    for (unsigned i = first; tiles.find(i, t); i += clusters) {
-      const int row = t.row + rank * Gemm::kRows;
+    for_each_tile([&](const GroupTile& t, int row) {
       float sum[kCols / 2];
       Gemm::multiply(ring, steps, row + (warpgroup_id() - 1) * 64 < t.end, sum);
       store_sums<Gemm>(sum, static_cast<Y*>(p.y), row, t.end, t.across * kCols, cols);
-    }
+    });
     for (int row = rows_used(p.offsets, groups, rows) + static_cast<int>(blockIdx.x); row < rows; row += gridDim.x)
       for (int c = static_cast<int>(threadIdx.x) - 128; c < cols; c += 256)
         static_cast<Y*>(p.y)[int64_t{row} * cols + c] = narrow<Y>(0.0f);
   }
   Gemm::finish();
-}
-
-// Sets the rows of a landed slot from `left` on to zero: both operands are transposed, so a row of the sum is a row of
-// 128 bytes in each panel.
-template <typename Gemm, typename Ring>
-GK_DEVICE void clear_rows(const Ring& ring, int left) {
-  constexpr int kRowChunks = 8;
-  const int count = (Gemm::kStep - left) * kRowChunks, thread = static_cast<int>(threadIdx.x) - 128;
-  const uint32_t first = ring.left().base + static_cast<uint32_t>(left) * 128;
-  static_assert(Gemm::Left::kPanelBytes == Gemm::Right::kPanelBytes);
-#pragma unroll 1
-  for (int panel = 0; panel < Gemm::Left::kPanels + Gemm::Right::kPanels; ++panel)
-#pragma unroll 1
-    for (int i = thread; i < count; i += 256)
-      store_shared_16(first + panel * Gemm::Left::kPanelBytes + i * 16, {{0, 0, 0, 0}});
-  fence_proxy_async();
-  named_barrier_sync(1, 256);
 }
 
 template <typename T, int kCols, int kCluster>
@@ -120,7 +92,10 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
       float sum[kCols / 2];
       Gemm::multiply(ring, steps, row + (warpgroup_id() - 1) * 64 < depth, sum, [&](const auto& slot, int step) {
         const int left = group.end - group.begin - step * Gemm::kStep;
-        if (left < Gemm::kStep) clear_rows<Gemm>(slot, left);
+        if (left >= Gemm::kStep) return;
+        clear_rows(slot.left(), left);
+        clear_rows(slot.right(), left);
+        rows_cleared();
       });
       store_sums<Gemm>(sum, static_cast<T*>(p.dw) + int64_t{e} * depth * cols, row, depth, col, cols);
     });

@@ -7,12 +7,10 @@
 // up; rows of x are gathered by the copying warpgroup with cp.async into the same swizzled slots, so that no permuted
 // copy of x exists: the idea of SonicMoE (Guo et al. 2025). In a cluster of two blocks one brings gate and the other
 // up, for both.
-#include <device/async.cuh>
-
 #include "cuda/activation.cuh"
 #include "cuda/gemm.cuh"
-#include "cuda/gemm_sm90.cuh"
 #include "cuda/groups.cuh"
+#include "cuda/moe_experts/gather_sm90.cuh"
 #include "cuda/moe_experts/forward_sm90.h"
 
 namespace grokkernels {
@@ -21,107 +19,35 @@ namespace {
 using namespace device;
 
 constexpr int kHalf = 128;                                      // columns of gate in a tile, and of up
-constexpr int kGatherRegisters = 56, kActivateRegisters = 224;  // of a thread: 56 + 2 * 224 = 3 * 168
 
 template <typename T, int kCluster>
 using Gemm = WarpgroupGemm<T, false, false, 2 * kHalf, kCluster>;
 
-// Copies rows of x into the left operand of the ring's slots: 128 threads, eight to a row of 128 bytes. A slot is said
-// to be full when its copies have landed, which is kBehind steps later: each thread waits for its own, makes them
-// visible to wgmma, and arrives.
-template <typename T, typename Product>
-class Gather {
- public:
-  using Ring = typename Product::Ring;
-
-  GK_DEVICE explicit Gather(const Ring& ring) : behind_(ring) {}
-
-  // The rows begin .. end of the order, 128 at most.
-  GK_DEVICE void start(const T* x, int64_t stride, int cols, const int32_t* token_of, int begin, int end) {
-    x_ = x + chunk() * 8;
-    stride_ = stride;
-    cols_ = cols;
-    inside_ = 0;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const int row = begin + first_row() + i * kRowStep;
-      inside_ |= static_cast<unsigned>(row < end) << i;
-      token_[i] = row < end ? token_of[row] : 0;
-    }
-  }
-
-  GK_DEVICE void copy(const Ring& ring, int step) {
-    const int depth = step * Product::kStep;
-    const bool deep = depth + chunk() * 8 < cols_;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const uint32_t row = static_cast<uint32_t>(first_row() + i * kRowStep);
-      copy_async_16(swizzled(ring.left().base + row * 128 + static_cast<uint32_t>(chunk()) * 16, Swizzle::bytes_128),
-                    x_ + token_[i] * stride_ + depth, deep && (inside_ >> i & 1) != 0);
-    }
-    copy_async_commit();
-    if (under_way_ == kBehind) {
-      copy_async_wait<kBehind>();
-      arrive();
-    } else {
-      ++under_way_;
-    }
-  }
-
-  GK_DEVICE void finish() {
-    copy_async_wait<0>();
-    for (; under_way_ > 0; --under_way_) arrive();
-  }
-
- private:
-  static constexpr int kBehind = 2;
-  static constexpr int kRowStep = 128 / 8, kCopies = Product::kRows / kRowStep;
-  static_assert(kBehind + 2 <=
-                Product::kSlots);  // the multiplying warps hold two slots, the last one until the next is full
-
-  static GK_DEVICE int chunk() { return static_cast<int>(threadIdx.x) % 8; }
-  static GK_DEVICE int first_row() { return static_cast<int>(threadIdx.x) / 8; }
-
-  GK_DEVICE void arrive() {
-    fence_proxy_async();
-    mbarrier_arrive(behind_.full());
-    behind_.next();
-  }
-
-  Ring behind_;  // the slot whose copies are waited for next
-  int under_way_ = 0;
-  const T* x_;
-  int64_t stride_;
-  int cols_, token_[kCopies];
-  unsigned inside_;
-};
-
 // One tile of a warpgroup: hidden, and gate and up where the backward pass will ask for them.
 template <Activation kKind, typename T, typename Product>
 GK_DEVICE void activate_tile(const float (&sum)[kHalf], const MoeExpertsFwdParams& p, int row, int row_end, int col) {
+  constexpr int kTiles = kHalf / 8;  // of 8 columns
   const int cols = static_cast<int>(p.hidden_cols), count = cols - col;
   const bool wide = cols % 8 == 0;
-  const auto first = [](int j) { return j * 8; };
+  const auto first_col = [](int j) { return j * 8; };
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = row + Product::row_of(half);
+    const bool inside = r < row_end;
     const int64_t place = int64_t{r} * cols + col;
-    const auto gate = [&](int j, float& a, float& b) {
-      a = sum[4 * j + 2 * half];
-      b = sum[4 * j + 2 * half + 1];
-    };
-    const auto up = [&](int j, float& a, float& b) { gate(j + kHalf / 8, a, b); };
-    store_tile_row<kHalf / 8>(static_cast<T*>(p.hidden) + place, r < row_end, wide, count, first,
-                              [&](int j, float& a, float& b) {
-                                float gate_a, gate_b, up_a, up_b;
-                                gate(j, gate_a, gate_b);
-                                up(j, up_a, up_b);
-                                a = activate<kKind>(gate_a) * up_a;
-                                b = activate<kKind>(gate_b) * up_b;
-                              });
+    float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        gate[j][c] = sum[4 * j + 2 * half + c];
+        up[j][c] = sum[4 * (j + kTiles) + 2 * half + c];
+        hidden[j][c] = activate<kKind>(gate[j][c]) * up[j][c];
+      }
+    store_tile_row(static_cast<T*>(p.hidden) + place, inside, wide, count, first_col, hidden);
     if (p.gate == nullptr) continue;
-    store_tile_row<kHalf / 8>(static_cast<T*>(p.gate) + place, r < row_end, wide, count, first, gate);
-    store_tile_row<kHalf / 8>(static_cast<T*>(p.up) + place, r < row_end, wide, count, first, up);
+    store_tile_row(static_cast<T*>(p.gate) + place, inside, wide, count, first_col, gate);
+    store_tile_row(static_cast<T*>(p.up) + place, inside, wide, count, first_col, up);
   }
 }
 
@@ -134,41 +60,45 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
   const int experts = static_cast<int>(p.experts), depth = static_cast<int>(p.cols);
   const int steps = (depth + Product::kStep - 1) / Product::kStep;
   const int rank = kCluster > 1 ? cluster_rank() : 0;
-  const unsigned clusters = gridDim.x / kCluster;
-  GroupTiles<Product::kRows * kCluster> tiles(p.offsets, experts, rows, (cols + kHalf - 1) / kHalf);
-  GroupTile t;
-  auto ring = Product::start(1 + 128);  // who asks for gate and up, and who gathers
+  // Calls fn(tile, its first row of this block) for the tiles of this block.
+  const auto for_each_tile = [&](auto fn) {
+    GroupTile t;
+    for (unsigned i = blockIdx.x / kCluster;
+         find_tile<Product::kRows * kCluster>(p.offsets, experts, rows, (cols + kHalf - 1) / kHalf, i, t);
+         i += gridDim.x / kCluster)
+      fn(t, t.row + rank * Product::kRows);
+  };
+  auto ring = Product::start(kGatherArrivals);
   if (warpgroup_id() == 0) {
     registers_give<kGatherRegisters>();
-    Gather<T, Product> gather(ring);
-    for (unsigned i = blockIdx.x / kCluster; tiles.find(i, t); i += clusters) {
-      gather.start(static_cast<const T*>(p.x), p.x_stride, depth, p.token_of, t.row + rank * Product::kRows, t.end);
+    LateArrival<Product> arrival(ring);
+    for_each_tile([&](const GroupTile& t, int row) {
+      const TokenRows<T, Product> tokens(p.x, p.x_stride, depth, p.token_of, row, t.end);
       for (int step = 0; step < steps; ++step) {
         mbarrier_wait(ring.empty(), ring.parity ^ 1);
         if (threadIdx.x < 32 && elect_one()) {
           mbarrier_arrive_expect(ring.full(), Product::Right::kBytes);
           const auto half = [&](int which) {
+            const MatrixTile<T, kHalf, Product::kStep, false> to{ring.right().base + which * Product::Right::kBytes / 2};
             const TensorMap& map = which == 0 ? gate : up;
-            const MatrixTile<T, kHalf, Product::kStep, false> to{ring.right().base +
-                                                                 which * Product::Right::kBytes / 2};
             if constexpr (kCluster == 1)
               to.load(map, ring.full(), t.across * kHalf, step * Product::kStep, t.group);
             else
-              to.load_multicast(map, ring.full(), (1 << kCluster) - 1, t.across * kHalf, step * Product::kStep,
-                                t.group);
+              to.load_multicast(map, ring.full(), 3, t.across * kHalf, step * Product::kStep, t.group);
           };
           if (kCluster == 1 || rank == 0) half(0);
           if (kCluster == 1 || rank == 1) half(1);
         }
-        gather.copy(ring, step);
+        tokens.copy(ring.left().base, step);
+        arrival.commit();
         ring.next();
       }
-    }
-    gather.finish();
+    });
+    arrival.finish();
   } else {
-    registers_take<kActivateRegisters>();
-    for (unsigned i = blockIdx.x / kCluster; tiles.find(i, t); i += clusters) {
-      const int row = t.row + rank * Product::kRows, col = t.across * kHalf;
+    registers_take<kGatheredRegisters>();
+    for_each_tile([&](const GroupTile& t, int row) {
+      const int col = t.across * kHalf;
       float sum[kHalf];
       Product::multiply(ring, steps, row + (warpgroup_id() - 1) * 64 < t.end, sum);
       switch (p.activation) {
@@ -185,7 +115,7 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
           activate_tile<Activation::relu, T, Product>(sum, p, row, t.end, col);
           break;
       }
-    }
+    });
     if (p.gate != nullptr)
       for (int row = rows_used(p.offsets, experts, rows) + static_cast<int>(blockIdx.x); row < rows; row += gridDim.x)
         for (int c = static_cast<int>(threadIdx.x) - 128; c < cols; c += 256) {
