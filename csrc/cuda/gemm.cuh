@@ -409,6 +409,9 @@ GK_DEVICE void store_tile(const Product& product, T* to, int row, int row_end, i
     }
 }
 
+// Host: whether the chip has what the files of ending _sm90 are written in: compute capability 9 and no other.
+inline bool on_hopper() { return device_architecture() / 10 == 9; }
+
 // Host: sizes are counted in 32 bits on the device.
 template <typename... Sizes>
 void check_sizes(const char* op, Sizes... sizes) {

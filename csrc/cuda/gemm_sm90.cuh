@@ -192,8 +192,8 @@ GK_DEVICE void store_sums(const float (&sum)[Gemm::kCols / 2], Y* to, int row, i
     for (int j = 0; j < kTiles; ++j)
 #pragma unroll
       for (int c = 0; c < 2; ++c) x[j][c] = sum[4 * j + 2 * half + c];
-    store_tile_row(to + int64_t{r} * cols + col, r < row_end, cols % kVector<Y> == 0, cols - col,
-                   [](int j) { return j * 8; }, x);
+    store_tile_row(
+        to + int64_t{r} * cols + col, r < row_end, cols % kVector<Y> == 0, cols - col, [](int j) { return j * 8; }, x);
   }
 }
 

@@ -89,9 +89,6 @@ void weight_gradient(const GroupedMmWgradParams& p, Stream stream) {
   dense ? run.template operator()<Layout::along_outer>() : run.template operator()<Layout::any>();
 }
 
-// Chips of compute capability 9 alone have what grouped_mm_sm90.cu is written in.
-bool on_hopper() { return device_architecture() / 10 == 9; }
-
 }  // namespace
 
 void grouped_mm_cuda(const GroupedMmParams& p, Stream stream) {

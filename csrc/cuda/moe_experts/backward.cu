@@ -11,6 +11,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/gemm.cuh"
 #include "cuda/groups.cuh"
+#include "cuda/moe_experts/backward_sm90.h"
 #include "cuda/moe_experts/combine.cuh"
 #include "moe_experts.h"
 
@@ -204,14 +205,17 @@ void backward(const MoeExpertsBwdParams& p, Stream stream) {
   const Layout dy = layout_of<T>(p.dy, p.tokens, cols, p.dy_stride, 1);
   const Layout x = layout_of<T>(p.x, p.tokens, cols, p.x_stride, 1);
   const Layout hidden = layout_of<T>(p.dgate, rows, hidden_cols, hidden_cols, 1);
-  with_layouts(dy, projection(w.down, hidden_cols, cols, w.down_strides), [&]<Layout kDy, Layout kW>() {
-    run(TileProduct<T, kDy, kW>{}, moe_experts_dhidden_kernel<T, kDy, kW>, hidden_cols);
-  });
+  const bool hopper = on_hopper();
+  if (!hopper || !moe_experts_dhidden_sm90(p, stream))
+    with_layouts(dy, projection(w.down, hidden_cols, cols, w.down_strides), [&]<Layout kDy, Layout kW>() {
+      run(TileProduct<T, kDy, kW>{}, moe_experts_dhidden_kernel<T, kDy, kW>, hidden_cols);
+    });
   const Layout gate = projection(w.gate, cols, hidden_cols, w.gate_strides);
   const Layout up = projection(w.up, cols, hidden_cols, w.up_strides);
-  with_layouts(hidden, gate == up ? gate : Layout::any, [&]<Layout kLeft, Layout kW>() {
-    run(TileProduct<T, kLeft, kW>{}, moe_experts_dx_kernel<T, kLeft, kW>, cols);
-  });
+  if (!hopper || !moe_experts_dx_sm90(p, stream))
+    with_layouts(hidden, gate == up ? gate : Layout::any, [&]<Layout kLeft, Layout kW>() {
+      run(TileProduct<T, kLeft, kW>{}, moe_experts_dx_kernel<T, kLeft, kW>, cols);
+    });
   combine<T>({p.tokens, p.top_k, cols, p.dx_rows, nullptr, p.slots, p.dx}, stream);
   launch(moe_experts_dweights_kernel, {.grid = per_row, .block = {kThreads}}, stream, p);
 
@@ -225,6 +229,7 @@ void backward(const MoeExpertsBwdParams& p, Stream stream) {
            {.grid = {persistent_blocks(count, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
            stream, p, static_cast<int>(rows));
   };
+  if (hopper && moe_experts_wgrad_sm90(p, stream)) return;
   const bool dense = dy == Layout::along_depth && x == Layout::along_depth && hidden == Layout::along_depth &&
                      p.x_stride <= INT32_MAX && p.dy_stride <= INT32_MAX;
   dense ? weight_gradients.template operator()<Layout::along_outer>()

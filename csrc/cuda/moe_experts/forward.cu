@@ -11,8 +11,10 @@
 #include "common/expert_order.h"
 #include "cuda/activation.cuh"
 #include "cuda/gemm.cuh"
+#include "cuda/grouped_mm/grouped_mm_sm90.h"
 #include "cuda/groups.cuh"
 #include "cuda/moe_experts/combine.cuh"
+#include "cuda/moe_experts/forward_sm90.h"
 #include "moe_experts.h"
 
 namespace grokkernels {
@@ -128,6 +130,7 @@ void forward(const MoeExpertsFwdParams& p, Stream stream) {
   const auto projection = [](const void* data, int64_t outer, int64_t depth, const StackStrides& s) {
     return layout_of<T>(data, outer, depth, s.row, s.col, s.stack);
   };
+  const bool hopper = on_hopper();
   const auto run = [&](auto product, auto kernel, int64_t out_cols) {
     using Product = decltype(product);
     const int64_t across = ceil_div(out_cols, Product::kCols);
@@ -136,16 +139,31 @@ void forward(const MoeExpertsFwdParams& p, Stream stream) {
            {.grid = {persistent_blocks(tiles, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
            stream, p, static_cast<int>(rows), static_cast<int>(across));
   };
-  const Layout gate = projection(w.gate, hidden_cols, cols, w.gate_strides);
-  const Layout up = projection(w.up, hidden_cols, cols, w.up_strides);
-  with_layouts(layout_of<T>(p.x, p.tokens, cols, p.x_stride, 1), gate == up ? gate : Layout::any,
-               [&]<Layout kX, Layout kW>() {
-                 run(TileProduct<T, kX, kW, true>{}, moe_experts_gate_up_kernel<T, kX, kW>, hidden_cols);
-               });
-  with_layouts(layout_of<T>(p.hidden, rows, hidden_cols, hidden_cols, 1),
-               projection(w.down, cols, hidden_cols, w.down_strides), [&]<Layout kHidden, Layout kW>() {
-                 run(TileProduct<T, kHidden, kW>{}, moe_experts_down_kernel<T, kHidden, kW>, cols);
-               });
+  if (!hopper || !moe_experts_gate_up_sm90(p, stream)) {
+    const Layout gate = projection(w.gate, hidden_cols, cols, w.gate_strides);
+    const Layout up = projection(w.up, hidden_cols, cols, w.up_strides);
+    with_layouts(layout_of<T>(p.x, p.tokens, cols, p.x_stride, 1), gate == up ? gate : Layout::any,
+                 [&]<Layout kX, Layout kW>() {
+                   run(TileProduct<T, kX, kW, true>{}, moe_experts_gate_up_kernel<T, kX, kW>, hidden_cols);
+                 });
+  }
+  const GroupedMmParams down{.dtype = p.dtype,
+                             .rows = rows,
+                             .depth = hidden_cols,
+                             .cols = cols,
+                             .groups = p.experts,
+                             .x = p.hidden,
+                             .w = w.down,
+                             .offsets = p.offsets,
+                             .y = p.down,
+                             .x_strides = {0, hidden_cols, 1},
+                             .w_strides = {w.down_strides.stack, w.down_strides.col, w.down_strides.row}};
+  if (!hopper || !grouped_mm_float_sm90(down, stream)) {
+    with_layouts(layout_of<T>(p.hidden, rows, hidden_cols, hidden_cols, 1),
+                 projection(w.down, cols, hidden_cols, w.down_strides), [&]<Layout kHidden, Layout kW>() {
+                   run(TileProduct<T, kHidden, kW>{}, moe_experts_down_kernel<T, kHidden, kW>, cols);
+                 });
+  }
   combine<T>({p.tokens, p.top_k, cols, p.down, p.weights, p.slots, p.y}, stream);
 }
 

@@ -10,15 +10,15 @@
 #include "cuda/activation.cuh"
 #include "cuda/gemm.cuh"
 #include "cuda/groups.cuh"
-#include "cuda/moe_experts/gather_sm90.cuh"
 #include "cuda/moe_experts/forward_sm90.h"
+#include "cuda/moe_experts/gather_sm90.cuh"
 
 namespace grokkernels {
 namespace {
 
 using namespace device;
 
-constexpr int kHalf = 128;                                      // columns of gate in a tile, and of up
+constexpr int kHalf = 128;  // columns of gate in a tile, and of up
 
 template <typename T, int kCluster>
 using Gemm = WarpgroupGemm<T, false, false, 2 * kHalf, kCluster>;
@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
         if (threadIdx.x < 32 && elect_one()) {
           mbarrier_arrive_expect(ring.full(), Product::Right::kBytes);
           const auto half = [&](int which) {
-            const MatrixTile<T, kHalf, Product::kStep, false> to{ring.right().base + which * Product::Right::kBytes / 2};
+            const MatrixTile<T, kHalf, Product::kStep, false> to{ring.right().base +
+                                                                 which * Product::Right::kBytes / 2};
             const TensorMap& map = which == 0 ? gate : up;
             if constexpr (kCluster == 1)
               to.load(map, ring.full(), t.across * kHalf, step * Product::kStep, t.group);

@@ -1,6 +1,6 @@
-// Rows of tokens gathered into the slots of WarpgroupGemm's ring by the copying warpgroup: cp.async, 16 bytes to a thread,
-// into the swizzled tiles that the copy engine would have written. Its 128 threads and the one that asks the copy engine
-// for the other operand fill a slot: Product::start(kGatherArrivals).
+// Rows of tokens gathered into the slots of WarpgroupGemm's ring by the copying warpgroup: cp.async, 16 bytes to a
+// thread, into the swizzled tiles that the copy engine would have written. Its 128 threads and the one that asks the
+// copy engine for the other operand fill a slot: Product::start(kGatherArrivals).
 #pragma once
 
 #include <device/async.cuh>
@@ -12,7 +12,8 @@ namespace grokkernels::device {
 inline constexpr int kGatherArrivals = 128 + 1;
 inline constexpr int kGatherRegisters = 56, kGatheredRegisters = 224;  // of a thread: 56 + 2 * 224 = 3 * 168
 
-// When a slot's copies have landed, which is kBehind steps later, each thread makes its own visible to wgmma and arrives.
+// When a slot's copies have landed, which is kBehind steps later, each thread makes its own visible to wgmma and
+// arrives.
 template <typename Product>
 class LateArrival {
  public:
@@ -55,8 +56,8 @@ class LateArrival {
 GK_DEVICE int gather_chunk() { return static_cast<int>(threadIdx.x) % 8; }
 GK_DEVICE int gather_row() { return static_cast<int>(threadIdx.x) / 8; }
 
-// The left operand, tokens as its rows: rows begin .. end of the order, 128 at most; others and what lies past `cols` are
-// zero.
+// The left operand, tokens as its rows: rows begin .. end of the order, 128 at most; others and what lies past `cols`
+// are zero.
 template <typename T, typename Product>
 class TokenRows {
  public:
@@ -89,8 +90,8 @@ class TokenRows {
   unsigned inside_ = 0;
 };
 
-// A transposed operand, tokens along the sum: columns `col` .. of rows begin .. end of the order, kSide columns to a tile;
-// what lies outside is zero.
+// A transposed operand, tokens along the sum: columns `col` .. of rows begin .. end of the order, kSide columns to a
+// tile; what lies outside is zero.
 template <typename T, typename Product, int kSide>
 class TokenColumns {
  public:

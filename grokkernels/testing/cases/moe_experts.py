@@ -84,6 +84,7 @@ def case(
 
 TABLE = Table(
     op=moe_experts,
+    architectures=("sm_80", "sm_90"),
     reference=reference,
     grad=("x", "gate_proj", "up_proj", "down_proj", "weights"),
     cases=(
