@@ -108,6 +108,14 @@ def _text(file: Path) -> str:
     return "\n".join([text, *(_text(ROOT / "csrc" / name) for name in included)])
 
 
+@functools.cache
+def _text(source: Path) -> str:
+    """A source file with the headers of csrc/cuda that it includes."""
+    text = source.read_text(encoding="utf-8")
+    included = re.findall(r'#include "(cuda/[^"]+\.cuh)"', text)
+    return "\n".join([text, *(_text(cuda_toolkit.CSRC / path) for path in included)])
+
+
 def _find(name: str) -> tuple[ptx.Module, str]:
     """The kernel of this demangled name, in whichever source file has it."""
     function = re.search(r"(\w+)(?:<.*>)?\(", name.split("(anonymous namespace)::", 1)[-1])

@@ -26,10 +26,9 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
   const int rank = kCluster > 1 ? cluster_rank() : 0;
   // Calls fn(tile, its first row of this block) for the tiles of this block.
   const auto for_each_tile = [&](auto fn) {
+    const GroupTiles<Gemm::kRows * kCluster> tiles{p.offsets, groups, rows, (cols + kCols - 1) / kCols};
     GroupTile t;
-    for (unsigned i = blockIdx.x / kCluster;
-         find_tile<Gemm::kRows * kCluster>(p.offsets, groups, rows, (cols + kCols - 1) / kCols, i, t);
-         i += gridDim.x / kCluster)
+    for (unsigned i = blockIdx.x / kCluster; tiles.find(i, t); i += gridDim.x / kCluster)
       fn(t, t.row + rank * Gemm::kRows);
   };
   auto ring = Gemm::start();

@@ -21,11 +21,11 @@ using namespace device;
 // Calls fn(tile, its first row of this block) for the tiles of this block.
 template <typename Product, typename Fn>
 GK_DEVICE void for_each_tile(const MoeExpertsBwdParams& p, int cols, int rank, Fn fn) {
+  const GroupTiles<Product::kRows * Product::kCluster> tiles{p.offsets, static_cast<int>(p.experts),
+                                                             static_cast<int>(p.tokens * p.top_k),
+                                                             (cols + Product::kCols - 1) / Product::kCols};
   GroupTile t;
-  for (unsigned i = blockIdx.x / Product::kCluster; find_tile<Product::kRows * Product::kCluster>(
-           p.offsets, static_cast<int>(p.experts), static_cast<int>(p.tokens * p.top_k),
-           (cols + Product::kCols - 1) / Product::kCols, i, t);
-       i += gridDim.x / Product::kCluster)
+  for (unsigned i = blockIdx.x / Product::kCluster; tiles.find(i, t); i += gridDim.x / Product::kCluster)
     fn(t, t.row + rank * Product::kRows);
 }
 

@@ -62,10 +62,9 @@ __global__ void __launch_bounds__(kWarpgroupGemmThreads, 1)
   const int rank = kCluster > 1 ? cluster_rank() : 0;
   // Calls fn(tile, its first row of this block) for the tiles of this block.
   const auto for_each_tile = [&](auto fn) {
+    const GroupTiles<Product::kRows * kCluster> tiles{p.offsets, experts, rows, (cols + kHalf - 1) / kHalf};
     GroupTile t;
-    for (unsigned i = blockIdx.x / kCluster;
-         find_tile<Product::kRows * kCluster>(p.offsets, experts, rows, (cols + kHalf - 1) / kHalf, i, t);
-         i += gridDim.x / kCluster)
+    for (unsigned i = blockIdx.x / kCluster; tiles.find(i, t); i += gridDim.x / kCluster)
       fn(t, t.row + rank * Product::kRows);
   };
   auto ring = Product::start(kGatherArrivals);
