@@ -61,12 +61,20 @@ def launches(table: Table, case: Case, dtype: torch.dtype) -> Counter[str]:
     return threads
 
 
+def _numbers(case: Case) -> int:
+    return sum(value.numel() for value in case.arguments().values() if isinstance(value, torch.Tensor))
+
+
 @functools.cache
 def _counted(op: str, architecture: str) -> list[tuple[Counter[str], Work]]:
     """Every case of a row in every dtype with what it launches, small ones first."""
     with judge.at_level(architecture):
         todo = [(table, case, dtype) for table in ROWS[op] for case in table.cases for dtype in table.dtypes]
-        return sorted(((launches(*work), work) for work in todo), key=lambda pair: pair[0].total())
+        counted = [(launches(*work), work) for work in todo]
+    if architecture == "sm_80":
+        return sorted(counted, key=lambda pair: pair[0].total())
+    # Grids of one block per multiprocessor have as many threads whatever they do: there the tensors tell.
+    return sorted(counted, key=lambda pair: _numbers(pair[1][1]))
 
 
 def cheapest_cover(op: str, architecture: str, among: Set[str] | None = None) -> tuple[list[Work], set[str]]:

@@ -87,6 +87,32 @@ def test_any_schedule_gives_the_same_bits(dtype: torch.dtype) -> None:
     assert native.emulated.counters()["bank_conflicts"] == 0
 
 
+@pytest.mark.parametrize(
+    ("tokens", "cols", "hidden_cols", "experts"),
+    [(300, 72, 136, 2), (70, 200, 264, 3)],  # clusters of two blocks from 256 rows per expert on; several tiles
+)
+def test_hopper(tokens: int, cols: int, hidden_cols: int, experts: int) -> None:
+    case = cases.case(tokens, cols, hidden_cols, experts, 2, "uneven")
+    arguments = judge.in_dtype(case.arguments(), torch.bfloat16)
+    runs: list[list[torch.Tensor]] = []
+    with judge.at_level("sm_90"):
+        for dtype in (torch.bfloat16, torch.float16):
+            verdict = judge.judge(cases.TABLE, case, dtype, "emulated")
+            assert verdict.passed, verdict
+        for seed in range(4):
+            native.emulated.set_seed(seed)
+            native.emulated.set_multiprocessors(1 + 2 * seed)
+            try:
+                out, grad, _ = judge.run(
+                    lambda **kw: cases.moe_experts(**kw, backend="emulated"), arguments, cases.TABLE.grad, None
+                )
+            finally:
+                native.emulated.set_seed(0)
+                native.emulated.set_multiprocessors(3)
+            runs.append([*out, *grad])
+            assert all(torch.equal(one, other) for one, other in zip(runs[0], runs[-1], strict=True))
+
+
 @pytest.mark.parametrize("transposed", [(), ("gate_proj", "up_proj"), ("down_proj",), ("gate_proj",), ("x",)])
 def test_weights_that_lie_the_other_way(transposed: tuple[str, ...]) -> None:
     """Operands of either layout, and gate and up that differ: on a device each has a path of its own."""
