@@ -113,6 +113,7 @@ def on_device(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: obje
 
 DEVICE_CASES = {
     "causal group": ((1, 50, 70, 4, 2, 40), {"causal": True}),
+    "rows without keys": ((1, 200, 20, 1, 1, 16), {"causal": True}),
     "window": ((2, 40, 150, 2, 2, 64), {"window": (30, 10), "softcap": 5.0}),
     "sinks": ((1, 20, 90, 2, 1, 128), {"sinks": torch.tensor([0.5, -1.0]), "temperature_len": 8, "causal": True}),
 }

@@ -30,8 +30,8 @@ struct Shape {
   // Warps that share their rows and keep a part of the columns each: where one's registers would not hold them.
   static constexpr int kParts = !kNarrow && kDim > 64 ? 2 : 1;
   static constexpr int kOwn = kWarps / kParts * 16;  // rows of the block
-  static constexpr int kOther =
-      kNarrow ? (kDim <= 64 ? 64 : 32) : (kDim <= 128 ? 32 : 16);  // of the other side's tiles
+  // of the other side's tiles: as many as registers hold
+  static constexpr int kOther = kNarrow ? (kDim <= 64 && kScores == Scores::plain ? 64 : 32) : (kDim <= 128 ? 32 : 16);
   template <int kRows>
   using AnyTile = std::conditional_t<kNarrow && kDim <= 128, PaddedTile<T, kRows, kDim>, Tile<T, kRows, kDim>>;
   using Own = AnyTile<kOwn>;

@@ -269,6 +269,7 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
     }
   };
 
+  sync_threads();  // what waits in shared memory is there, also where there is no tile
   for (int n = last; n >= first;) {
     for (; n >= first && (n < whole || n >= whole_end); --n) step(n, std::true_type{});
     if (n < whole_end)
