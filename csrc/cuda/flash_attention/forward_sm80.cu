@@ -32,7 +32,8 @@ struct Shape {
   static constexpr int kRows = kWarps / kParts * kBlocks * 16;
   static constexpr int kKeys = kNarrow ? (kDim > 192 ? 32 : 64) : (kDim > 64 ? 32 : 64);
   static constexpr int kThreads = kWarps * 32;
-  static constexpr int kUnroll = kNarrow ? kDim / 16 : 4;  // a product of floats is long enough
+  // Steps of q.k written out: all, but for products of floats, which are long, and 256 columns, which would spill.
+  static constexpr int kUnroll = !kNarrow ? 4 : kDim > 192 ? 8 : kDim / 16;
   template <int kTileRows>
   using AnyTile = std::conditional_t<kNarrow && kDim <= 128, PaddedTile<T, kTileRows, kDim>, Tile<T, kTileRows, kDim>>;
   using Queries = AnyTile<kRows>;
