@@ -1,7 +1,7 @@
 """Builds the native libraries with ninja, one per column of the grid.
 
 grokkernels._C           csrc/cpu, compiled once per line of csrc/cpu/levels.txt
-grokkernels._C_cuda      csrc/cuda, compiled by nvcc for TORCH_CUDA_ARCH_LIST: where torch has CUDA and an nvcc is found,
+grokkernels._C_cuda      csrc/cuda, compiled by nvcc for TORCH_CUDA_ARCH_LIST: where torch has CUDA and there is nvcc,
                          whether a GPU is there or not
 grokkernels._C_emulated  csrc/cuda, compiled by the C++ compiler for the emulated device: for tests, when asked for
 

@@ -41,6 +41,8 @@ def plan(backend: str | None, op: str | None, quick: bool) -> list[tuple[Table, 
     if name == "cpu" and native.module is None:
         raise ValueError(f"--backend cpu cannot run: {native.load_error}")
     chosen = {key: table for key, table in all_tables.items() if op in (None, key)}
+    if name == "cuda" and (native.cuda is None or not torch.cuda.is_available()):
+        raise ValueError(f"--backend cuda cannot run: {native.cuda_error or 'torch finds no NVIDIA GPU or driver'}")
     if name == "emulated" and native.emulated is None:
         raise ValueError(f"--backend emulated cannot run: {native.emulated_error}")
     column = "cuda" if name == "emulated" else name

@@ -37,8 +37,8 @@ GK_DEVICE void mbarrier_arrive_cluster(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-// The same, and what this thread wrote before is seen by who waits there with mbarrier_wait_cluster. Costs a fence of the
-// whole device's memory.
+// The same, and what this thread wrote before is seen by who waits there with mbarrier_wait_cluster. Costs a fence of
+// the whole device's memory.
 GK_DEVICE void mbarrier_arrive_cluster_release(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
