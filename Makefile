@@ -7,6 +7,7 @@
 #   make bench    pytest-benchmark                     make verify  case tables against float64, all CPU levels
 #   make cuda-check  every CUDA kernel through nvcc for four architectures, held to its budget (no GPU needed)
 #   make sanitize memory and race checks: C++ unit tests, every case table, the CUDA kernels thread by thread
+#   make judges   bugs planted in the kernels, and every sm_80 kernel as nvcc's PTX: minutes each
 #   make coverage which lines of the CUDA kernels the case tables run
 #   make gpu-model  predicted times of the kernels      make gpu  conformance, tests and benchmarks on a GPU
 #   make cpp      the torch-free libraries and their C++ unit tests (CMake)
@@ -26,7 +27,7 @@ BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.txt' -o -name '*.cu' -o -name '*.cuh')
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test quick golden lint format bench verify cpp sanitize sanitize-memory sanitize-races coverage cuda-check
+.PHONY: demo test quick golden lint format bench verify cpp sanitize sanitize-memory sanitize-device sanitize-races judges coverage cuda-check
 .PHONY: gpu gpu-model dist-check install new-op clean
 
 install: $(VENV)/.installed
@@ -48,10 +49,10 @@ demo: install
 	$(BIN)/grokkernels compare --checkpoint runs/demo
 
 test: install
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not long"
 
 quick: install
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not long"
 
 golden: install
 	$(BIN)/python -m pytest tests/test_grok_golden.py -s -v -k "not mistake"
@@ -89,7 +90,7 @@ gpu: install
 coverage: install
 	$(BIN)/python tools/coverage.py
 
-sanitize: sanitize-memory sanitize-races
+sanitize: sanitize-memory sanitize-device sanitize-races
 
 sanitize-memory: install
 	cmake -S . -B build/cmake-sanitize -DGROKKERNELS_SANITIZE=address,undefined
@@ -97,8 +98,15 @@ sanitize-memory: install
 	ctest --test-dir build/cmake-sanitize --output-on-failure
 	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh memory
 
+sanitize-device: install
+	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh device
+
 sanitize-races: install
-	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh races
+	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh races $(OPS)
+
+# The judges of the judges: minutes each.
+judges: install
+	$(BIN)/python -m pytest -n $(JOBS) -m long tests/device
 
 dist-check:
 	PYTHON=$(PYTHON) TORCH=$(TORCH) tools/dist_check.sh

@@ -2,34 +2,42 @@
 # The torch extension under sanitizers. The sanitized libraries are built in a copy of the tree, so that the ones in use
 # stay as they are. Environment: PYTHON, CXX.
 #
-#   sanitize_extension.sh memory   AddressSanitizer and UndefinedBehaviorSanitizer: every case table on the CPU column,
-#                                  every CUDA kernel on a few small cases
-#   sanitize_extension.sh races    ThreadSanitizer, each emulated thread a fiber of its own: every CUDA kernel, on a few
-#                                  small cases, in order and at random
+#   sanitize_extension.sh memory   AddressSanitizer and UndefinedBehaviorSanitizer: every case table on the CPU column
+#   sanitize_extension.sh device   the same for every CUDA kernel on the emulated device, on a few small cases
+#   sanitize_extension.sh races    ThreadSanitizer, each emulated thread a fiber of its own: the same kernels and cases,
+#                                  in order and at random; further arguments name ops
 set -eu
 kind=$1
+shift
 copy=build/sanitize-$kind
 mkdir -p "$copy"
 cp -ru csrc grokkernels tests tools setup.py pyproject.toml README.md LICENSE "$copy/"
 cd "$copy"
 flags="-O1 -g -fno-omit-frame-pointer"
 case $kind in
-  memory) columns=cpu,emulated sanitizer=address,undefined library=libasan.so flags="$flags -fno-sanitize-recover=all" ;;
+  memory) columns=cpu sanitizer=address,undefined library=libasan.so flags="$flags -fno-sanitize-recover=all" ;;
+  device) columns=emulated sanitizer=address,undefined library=libasan.so flags="$flags -fno-sanitize-recover=all" ;;
   races) columns=emulated sanitizer=thread library=libtsan.so ;;
-  *) echo "sanitize_extension.sh: memory or races, got '$kind'" >&2 && exit 2 ;;
+  *) echo "sanitize_extension.sh: memory, device or races, got '$kind'" >&2 && exit 2 ;;
 esac
-[ "$kind" = races ] || rm -f grokkernels/_C.*.so
 rm -f grokkernels/_C_*.so
+[ "$columns" != cpu ] || rm -f grokkernels/_C.*.so
 GROKKERNELS_COLUMNS=$columns CXXFLAGS="$flags -fsanitize=$sanitizer" LDFLAGS="-fsanitize=$sanitizer" \
   "$PYTHON" setup.py -q build_ext --inplace
 # Python itself is not built with the sanitizer: its runtime is loaded first, and leaks of the interpreter are not ours.
 runtime="$(${CXX:-c++} -print-file-name=$library) $(${CXX:-c++} -print-file-name=libstdc++.so)"
-if [ "$kind" = memory ]; then
-  LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-    "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "(float64_rule or layouts or bad_input) and not emulated"
-  LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 GROKKERNELS_SEEDS=1 \
-    "$PYTHON" -m pytest tests/device/test_schedules.py -n 2 -p no:cacheprovider
-else
-  # The race checker needs the memory where it expects it: without randomised addresses. One found is exit code 66.
-  TSAN_OPTIONS=ignore_noninstrumented_modules=1 setarch -R env LD_PRELOAD="$runtime" "$PYTHON" -m tests.device.race_check
-fi
+case $kind in
+  memory)
+    LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+      "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "(float64_rule or layouts or bad_input) and not emulated"
+    ;;
+  device)
+    LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 GROKKERNELS_SEEDS=1 \
+      "$PYTHON" -m pytest tests/device/test_schedules.py -n 2 -p no:cacheprovider
+    ;;
+  races)
+    # The race checker needs the memory where it expects it: without randomised addresses. One found is exit code 66.
+    TSAN_OPTIONS=ignore_noninstrumented_modules=1 setarch -R env LD_PRELOAD="$runtime" \
+      "$PYTHON" -m tests.device.race_check "$@"
+    ;;
+esac

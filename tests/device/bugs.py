@@ -24,10 +24,15 @@ def _product(kind: str, file: str, old: str, new: str, case: str = "case((5,), 1
     return Bug(kind, file, old, new, "grouped_mm.cu", "grouped_mm", case)
 
 
-def _hopper(kind: str, file: str, old: str, new: str, case: str = "case((100,), 456, 136, mt=True)") -> Bug:
-    """By default more steps than the ring has slots."""
+def _hopper(kind: str, file: str, old: str, new: str, case: str = "case((100,), 1032, 136, mt=True)") -> Bug:
+    """By default many more steps than the ring has slots."""
     source = "grouped_mm/grouped_mm_sm90.cu"
     return Bug(kind, file, old, new, source, "grouped_mm", case, "bfloat16", "sm_90")
+
+
+def _attention(kind: str, file: str, old: str, new: str, case: str) -> Bug:
+    file = f"flash_attention/{file}"
+    return Bug(kind, file, old, new, file, "flash_attention", case, "bfloat16", f"sm_{file[-5:-3]}")
 
 
 BUGS = [
@@ -80,7 +85,7 @@ BUGS = [
     _cross_entropy("no mask for the tail of a row", "if (count < kColumns) {", "if (count < 0) {", "4x67"),
     _rms_norm(
         "stores beyond the end",
-        "norm.cuh",
+        "columns.cuh",
         "if (has(i)) store_vector(",
         "store_vector(",
         "4x1000",
@@ -89,14 +94,14 @@ BUGS = [
     _product(
         "no wait for the first copies",
         "gemm.cuh",
-        "copy_async_wait<kGemmStages - 2>();\n    sync_threads();\n    Fragments",
-        "sync_threads();\n    Fragments",
+        "copy_async_wait<kGemmStages - 1>();",
+        "",
     ),
     _product(
         "the wait leaves one group too many",
         "gemm.cuh",
-        "copy_async_wait<kGemmStages - 2>();\n      sync_threads();",
-        "copy_async_wait<kGemmStages - 1>();\n      sync_threads();",
+        "copy_async_wait<kGemmStages - 2>();",
+        "copy_async_wait<kGemmStages - 1>();",
     ),
     _product(
         "no barrier before a stage is filled again",
@@ -153,8 +158,8 @@ BUGS = [
     _hopper(
         "sums are read before wgmma has been waited for",
         "gemm_sm90.cuh",
-        "wgmma_wait<0>();\n    if (steps > 0)",
-        "if (steps > 0)",
+        "wgmma_wait<0>();",
+        "",
     ),
     _hopper("no wgmma_fence", "gemm_sm90.cuh", "wgmma_fence();", ""),
     _hopper(
@@ -172,20 +177,20 @@ BUGS = [
     _hopper(
         "no mask for the rows of the next group",
         "grouped_mm/grouped_mm_sm90.cu",
-        "if (left < Gemm::kStep) clear_rows<Gemm>(slot, left);",
-        "",
+        "if (left >= Gemm::kStep) return;",
+        "return;",
         "case((40, 30), 136, 136)",
     ),
     _hopper(
         "warpgroups meet at a barrier that counts others",
-        "grouped_mm/grouped_mm_sm90.cu",
+        "gemm_sm90.cuh",
         "named_barrier_sync(1, 256);",
         "named_barrier_sync(1, 384);",
         "case((40, 30), 136, 136)",
     ),
     _hopper(
         "no barrier between a write and others' wgmma",
-        "grouped_mm/grouped_mm_sm90.cu",
+        "gemm_sm90.cuh",
         "named_barrier_sync(1, 256);",
         "",
         "case((40, 30), 136, 136)",
@@ -209,5 +214,27 @@ BUGS = [
         "mbarrier_arrive_cluster(map_shared_rank(empty, lane_id()));",
         "mbarrier_arrive_cluster(map_shared_rank(empty, 0));",
         "case((300,), 72, 264, mt=True)",
+    ),
+    # Attention
+    _attention(
+        "keys are overwritten while others read them",
+        "forward_sm80.cu",
+        "sync_threads();  // v is there, and k no longer read",
+        "sync_warp();  // v is there, and k no longer read",
+        "B1 T49 S96 H2/1 D64",
+    ),
+    _attention(
+        "values are released before they have been read",
+        "forward_sm90.cu",
+        "wgmma_wait<0>();\n    release(ring.values_free((i - 1) % kStages));",
+        "release(ring.values_free((i - 1) % kStages));\n    wgmma_wait<0>();",
+        "case(1, 128, 640, 1, 1, 64)",
+    ),
+    _attention(
+        "nobody has the first turn",
+        "forward_sm90.cu",
+        "if (wg == 1) named_barrier_arrive(kTurn, kConsumers);",
+        "",
+        "B1 T64 S97 H1/1 D128",
     ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ class Bug:
 
     kind: str
     file: str  # below csrc/cuda
-    old: str  # stands there exactly once
+    old: str  # stands there exactly once, but for white space
     new: str
     source: str  # the .cu below csrc/cuda that is compiled anew
     table: str
@@ -64,9 +65,10 @@ def build_with(bug: Bug, folder: Path) -> Path:
     csrc = folder / "csrc"
     shutil.copytree(ROOT / "csrc", csrc)
     target = csrc / "cuda" / bug.file
-    text = target.read_text(encoding="utf-8")
-    assert text.count(bug.old) == 1, f"{bug.kind}: {text.count(bug.old)} places in {bug.file} read {bug.old!r}"
-    target.write_text(text.replace(bug.old, bug.new), encoding="utf-8")
+    old = r"\s+".join(re.escape(word) for word in bug.old.split())
+    text, places = re.subn(old, lambda _: bug.new, target.read_text(encoding="utf-8"))
+    assert places == 1, f"{bug.kind}: {places} places in {bug.file} read {bug.old!r}"
+    target.write_text(text, encoding="utf-8")
     build = emulated_build()
     *compiles, link = _commands(build)
     source = str(ROOT / "csrc" / "cuda" / bug.source)

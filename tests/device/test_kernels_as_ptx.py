@@ -23,7 +23,7 @@ def compiled(architecture: str) -> set[str]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("op", "architecture"), PLACES, ids=[f"{op}-{arch}" for op, arch in PLACES])
 def test_kernels_as_ptx(op: str, architecture: str) -> None:
     chosen, _ = cheapest_cover(op, architecture, compiled(architecture))
@@ -34,7 +34,7 @@ def test_kernels_as_ptx(op: str, architecture: str) -> None:
             assert verdict.passed, f"{case.name}, {dtype}: {verdict.where} is {verdict.ratio:.3g} times too far"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_every_kernel_is_launched(architecture: str) -> None:
     """By a case of some row: its own, or one that shares the file."""

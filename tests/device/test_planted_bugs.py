@@ -13,7 +13,7 @@ from tests.device import plant
 from tests.device.bugs import BUGS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.kind for bug in BUGS])
 def test_bug_is_caught(bug: plant.Bug, tmp_path: Path) -> None:
     caught = plant.run(bug, plant.build_with(bug, tmp_path))
@@ -22,7 +22,7 @@ def test_bug_is_caught(bug: plant.Bug, tmp_path: Path) -> None:
     assert caught.seeds > 0, f"not caught: {bug}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_correct_kernels_are_never_accused() -> None:
     runs = {(bug.table, bug.case, bug.dtype, bug.architecture): bug for bug in BUGS}
     for bug in runs.values():
