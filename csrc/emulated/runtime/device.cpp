@@ -35,6 +35,9 @@ struct Worker {
   // How readily loads land and wgmma are carried out, 0 (only when waited for) to 5: drawn anew for every cluster,
   // since some mistakes need the one early and the other late.
   int load_pace = 3, matrix_pace = 3;
+  // A warp that has fallen behind runs only when no other can, and so do its copies and products: what it has released
+  // too early, or not yet read, others overwrite.
+  int late_warp = -1;
   std::string error;
   uint64_t switches = 0, barriers = 0, collectives = 0;
 
@@ -135,6 +138,7 @@ void progress() {
   const auto go = [&w](int pace) { return (w.random_number() & 15) < (1u << pace) >> 1; };
   if (!cluster.in_flight.empty() && go(w.load_pace)) return run_in_flight(cluster, w.below(cluster.in_flight.size()));
   Warp& warp = cluster.warps[w.below(cluster.warps.size())];
+  if (warp.index == w.late_warp) return;
   if (warp.matrix_done < warp.matrix_operations.size() && go(w.matrix_pace)) return run_matrix(warp);
   Fiber& fiber = *warp.lane[w.below(static_cast<size_t>(warp.lanes))];
   if (!fiber.copies.empty()) return run_copy(fiber.copies[w.below(fiber.copies.size())]);
@@ -194,25 +198,40 @@ void schedule() {
   Worker& w = worker();
   Cluster& cluster = w.cluster;
   Warp* mine = t_fiber->warp;
-  if (w.random && (w.random_number() & 3) == 0) progress();
+  const size_t count = cluster.warps.size();
+  if (w.random) {
+    if ((w.random_number() & 3) == 0) progress();
+    if ((w.random_number() & 4095) == 0) w.late_warp = -1;  // others may be polling for it
+  }
   for (;;) {
     // In order: stay in the warp while a lane of it can run. At random: mostly stay, sometimes leave it.
-    if (mine->runnable != 0 && (!w.random || (w.random_number() & 15) != 0))
+    if (mine->runnable != 0 && mine->index != w.late_warp && (!w.random || (w.random_number() & 15) != 0))
       return to_fiber(mine->lane[pick(mine->runnable, t_fiber->lane)]);
-    const size_t count = cluster.warps.size();
     const size_t start = w.random ? w.below(count) : static_cast<size_t>(mine->index) + 1;
     for (size_t i = 0; i < count; ++i) {
       Warp& warp = cluster.warps[(start + i) % count];
-      if (warp.runnable != 0) return to_fiber(warp.lane[pick(warp.runnable, 31)]);
+      if (warp.runnable != 0 && warp.index != w.late_warp) return to_fiber(warp.lane[pick(warp.runnable, 31)]);
     }
     if (!cluster.in_flight.empty()) {  // nobody can run: the copy engine moves
       run_in_flight(cluster, w.random ? w.below(cluster.in_flight.size()) : 0);
+      continue;
+    }
+    if (w.late_warp >= 0) {
+      w.late_warp = -1;
       continue;
     }
     if (cluster.done == cluster.threads) return to_worker(true);
     fail(deadlock(cluster));
   }
 }
+
+// With a random schedule, now and then, from here on: after it has told others something, or they have met.
+void fall_behind(int warp) {
+  Worker& w = worker();
+  if (w.random && w.late_warp < 0 && (w.random_number() & 7) == 0) w.late_warp = warp;
+}
+
+int any_warp() { return static_cast<int>(worker().below(worker().cluster.warps.size())); }
 
 void make_runnable(Fiber* fiber) { fiber->warp->runnable |= 1u << fiber->lane; }
 
@@ -223,6 +242,7 @@ void wait_for(const char* what) {
 }
 
 void open_barrier(ClusterBarrier& barrier) {
+  fall_behind(any_warp());
   barrier.arrived = 0;
   ++barrier.phase;
   for (Fiber* fiber : barrier.waiting) make_runnable(fiber);
@@ -230,6 +250,7 @@ void open_barrier(ClusterBarrier& barrier) {
 }
 
 void open_barrier(NamedBarrier& barrier) {
+  fall_behind(any_warp());
   barrier.arrived = 0;
   for (Fiber* fiber : barrier.waiting) make_runnable(fiber);
   barrier.waiting.clear();
@@ -710,6 +731,7 @@ void mbarrier_arrive(uint32_t address, int64_t bytes_expected, int arrivals) {
   barrier.bytes += bytes_expected;
   barrier.pending -= arrivals;
   settle(block, own_address(address), barrier);
+  if (arrivals > 0) fall_behind(t_fiber->warp->index);
   maybe_yield();
 }
 
@@ -927,6 +949,7 @@ void run_grid(const LaunchShape& shape, const std::function<void()>& thread) {
       w.random_number();
       w.load_pace = static_cast<int>(w.below(6));
       w.matrix_pace = static_cast<int>(w.below(6));
+      w.late_warp = -1;
       const uint64_t block = i * shape.cluster;
       const uint64_t row = block / shape.grid.x;
       run_cluster(w, {static_cast<unsigned>(block % shape.grid.x), static_cast<unsigned>(row % shape.grid.y),
