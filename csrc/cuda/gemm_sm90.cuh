@@ -161,6 +161,18 @@ struct WarpgroupGemm {
   }
 };
 
+// Long epilogues pass the columns of a tile through one copy of their code, kParts times: fn(part) finds the part's
+// sums from sum[0] on; then all move down by kStep.
+template <int kParts, int kStep, int kCount, typename Fn>
+GK_DEVICE void in_parts(float (&sum)[kCount], Fn fn) {
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+    fn(part);
+#pragma unroll
+    for (int i = 0; i + kStep < kCount; ++i) sum[i] = sum[i + kStep];
+  }
+}
+
 // Sets the rows of a landed transposed tile from `left` on to zero, those of the sum past its end. By both multiplying
 // warpgroups, and then rows_cleared.
 template <typename Tile>

@@ -31,27 +31,26 @@ GK_DEVICE void for_each_tile(const MoeExpertsBwdParams& p, int cols, int rank, F
 
 // From g, one tile of a warpgroup: dgate, dup, w hidden, and the tile's parts of g . hidden.
 template <Activation kKind, typename T, typename Product>
-GK_DEVICE void differentiate_tile(const float (&sum)[Product::kCols / 2], const MoeExpertsBwdParams& p, int row,
-                                  int row_end, int col) {
-  constexpr int kTiles = Product::kCols / 8, kTilesOfDot = kMoeDotColsDevice / 8;
-  const int cols = static_cast<int>(p.hidden_cols), count = cols - col;
+GK_DEVICE void differentiate_tile(float (&sum)[Product::kCols / 2], const MoeExpertsBwdParams& p, int row, int row_end,
+                                  int col) {
+  constexpr int kTiles = kMoeDotColsDevice / 8;  // of 8 columns in a part: those of one dot
+  const int cols = static_cast<int>(p.hidden_cols);
   const bool wide = cols % 8 == 0;
-  const int64_t parts = (cols + kMoeDotColsDevice - 1) / kMoeDotColsDevice;
+  const int64_t dots = (cols + kMoeDotColsDevice - 1) / kMoeDotColsDevice;  // of a row
   const auto first_col = [](int j) { return j * 8; };
+  in_parts<Product::kCols / 8 / kTiles, 4 * kTiles>(sum, [&](int part) {
+    const int first = col + part * kTiles * 8, count = cols - first;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = row + Product::row_of(half);
-    const bool inside = r < row_end;
-    const int64_t place = int64_t{r} * cols + col;
-    const float weight = inside ? p.weight_of[r] : 0.0f;
-    float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
-    load_tile_row(static_cast<const T*>(p.gate) + place, inside, wide, count, first_col, gate);
-    load_tile_row(static_cast<const T*>(p.up) + place, inside, wide, count, first_col, up);
+    for (int half = 0; half < 2; ++half) {
+      const int r = row + Product::row_of(half);
+      const bool inside = r < row_end;
+      const int64_t place = int64_t{r} * cols + first;
+      const float weight = inside ? p.weight_of[r] : 0.0f;
+      float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2], dot = 0.0f;
+      load_tile_row(static_cast<const T*>(p.gate) + place, inside, wide, count, first_col, gate);
+      load_tile_row(static_cast<const T*>(p.up) + place, inside, wide, count, first_col, up);
 #pragma unroll
-    for (int part = 0; part < kTiles / kTilesOfDot; ++part) {
-      float dot = 0.0f;
-#pragma unroll
-      for (int j = part * kTilesOfDot; j < (part + 1) * kTilesOfDot; ++j)
+      for (int j = 0; j < kTiles; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const float g = sum[4 * j + 2 * half + c], u = up[j][c], weighted = g * weight;
@@ -63,13 +62,12 @@ GK_DEVICE void differentiate_tile(const float (&sum)[Product::kCols / 2], const 
         }
       dot += shuffle_xor(dot, 1);
       dot += shuffle_xor(dot, 2);
-      const int first = first_col(part * kTilesOfDot);
-      if (inside && first < count && lane_id() % 4 == 0) p.dots[r * parts + (col + first) / kMoeDotColsDevice] = dot;
+      if (inside && count > 0 && lane_id() % 4 == 0) p.dots[r * dots + first / kMoeDotColsDevice] = dot;
+      store_tile_row(static_cast<T*>(p.dgate) + place, inside, wide, count, first_col, gate);
+      store_tile_row(static_cast<T*>(p.dup) + place, inside, wide, count, first_col, up);
+      store_tile_row(static_cast<T*>(p.scaled_hidden) + place, inside, wide, count, first_col, hidden);
     }
-    store_tile_row(static_cast<T*>(p.dgate) + place, inside, wide, count, first_col, gate);
-    store_tile_row(static_cast<T*>(p.dup) + place, inside, wide, count, first_col, up);
-    store_tile_row(static_cast<T*>(p.scaled_hidden) + place, inside, wide, count, first_col, hidden);
-  }
+  });
 }
 
 template <typename T, int kCluster>

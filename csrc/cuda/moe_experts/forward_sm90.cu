@@ -25,30 +25,33 @@ using Gemm = WarpgroupGemm<T, false, false, 2 * kHalf, kCluster>;
 
 // One tile of a warpgroup: hidden, and gate and up where the backward pass will ask for them.
 template <Activation kKind, typename T, typename Product>
-GK_DEVICE void activate_tile(const float (&sum)[kHalf], const MoeExpertsFwdParams& p, int row, int row_end, int col) {
-  constexpr int kTiles = kHalf / 8;  // of 8 columns
-  const int cols = static_cast<int>(p.hidden_cols), count = cols - col;
+GK_DEVICE void activate_tile(float (&sum)[kHalf], const MoeExpertsFwdParams& p, int row, int row_end, int col) {
+  constexpr int kTiles = 4, kOfUp = kHalf / 2;  // tiles of 8 columns in a part; the first sum of up
+  const int cols = static_cast<int>(p.hidden_cols);
   const bool wide = cols % 8 == 0;
   const auto first_col = [](int j) { return j * 8; };
+  in_parts<kHalf / 8 / kTiles, 4 * kTiles>(sum, [&](int part) {
+    const int first = col + part * kTiles * 8, count = cols - first;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = row + Product::row_of(half);
-    const bool inside = r < row_end;
-    const int64_t place = int64_t{r} * cols + col;
-    float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
+    for (int half = 0; half < 2; ++half) {
+      const int r = row + Product::row_of(half);
+      const bool inside = r < row_end;
+      const int64_t place = int64_t{r} * cols + first;
+      float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j)
+      for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        gate[j][c] = sum[4 * j + 2 * half + c];
-        up[j][c] = sum[4 * (j + kTiles) + 2 * half + c];
-        hidden[j][c] = activate<kKind>(gate[j][c]) * up[j][c];
-      }
-    store_tile_row(static_cast<T*>(p.hidden) + place, inside, wide, count, first_col, hidden);
-    if (p.gate == nullptr) continue;
-    store_tile_row(static_cast<T*>(p.gate) + place, inside, wide, count, first_col, gate);
-    store_tile_row(static_cast<T*>(p.up) + place, inside, wide, count, first_col, up);
-  }
+        for (int c = 0; c < 2; ++c) {
+          gate[j][c] = sum[4 * j + 2 * half + c];
+          up[j][c] = sum[kOfUp + 4 * j + 2 * half + c];
+          hidden[j][c] = activate<kKind>(gate[j][c]) * up[j][c];
+        }
+      store_tile_row(static_cast<T*>(p.hidden) + place, inside, wide, count, first_col, hidden);
+      if (p.gate == nullptr) continue;
+      store_tile_row(static_cast<T*>(p.gate) + place, inside, wide, count, first_col, gate);
+      store_tile_row(static_cast<T*>(p.up) + place, inside, wide, count, first_col, up);
+    }
+  });
 }
 
 template <typename T, int kCluster>
