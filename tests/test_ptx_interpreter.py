@@ -143,6 +143,14 @@ def test_named_barriers_and_a_spin_lock(kernels):
     assert out[64] == 3
 
 
+def test_barriers_by_number(kernels):
+    x = np.arange(128, dtype=np.int32)
+    kernel = kernels.kernel("barrier_by_number")
+    assert (launch(kernel, [x], 128, np.int32, [0], block=128, shared=512) == x ^ 32).all()
+    with pytest.raises(ptx.PtxError, match="differs between the threads of a warp"):
+        launch(kernel, [x], 128, np.int32, [1], block=128, shared=512)
+
+
 def test_vectors_and_halves(kernels):
     x = np.random.default_rng(4).standard_normal((N, 4)).astype(np.float32)
     got = launch(kernels.kernel("vectors"), [x], (N, 4), np.float32)

@@ -165,6 +165,13 @@ __global__ void unwritten(int* out) {
   asm volatile("{ .reg .b32 t; add.s32 %0, t, 1; }" : "=r"(y));
   out[threadIdx.x] = y;
 }
+// Two pairs of warps, each with a barrier of its own; `apart`: so do the two halves of a warp, which is wrong
+__global__ void barrier_by_number(const int* x, int* out, int apart) {
+  int *s = reinterpret_cast<int*>(dynamic), i = threadIdx.x;
+  s[i] = x[i];
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + i / 64 + (apart ? i / 16 % 2 : 0)), "r"(64) : "memory");
+  out[i] = s[i ^ 32];
+}
 // Calls of a function that is not inlined: twice, lanes leaving it at different times
 struct Two {
   long long a, b;

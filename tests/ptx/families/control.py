@@ -100,19 +100,21 @@ def barrier(form: Form) -> Step:
             write(b, np.array(value, type.dtype))
 
     def run(b):
-        names = np.unique(b.compress(name(b)))
-        count = None if expected is None else np.unique(b.compress(expected(b)))
-        if names.size != 1 or (count is not None and count.size != 1):
-            raise Fault("the barrier's number or count differs between the threads of a group")
-        if not names[0] < 16:
-            raise Fault(f"barrier {names[0]} of 16")
-        b.barriers.arrive(
-            int(names[0]),
-            None if count is None else int(count[0]),
-            what != "arrive",
-            None if predicate is None else predicate(b),
-            result,
-        )
+        numbers = np.broadcast_to(name(b), b.shape)
+        counts = np.broadcast_to(np.uint32(0) if expected is None else expected(b), b.shape)
+        chosen = None if predicate is None else predicate(b)
+        left = b.mask.copy()
+        while left.any():  # warps that run together may each have a barrier of their own
+            number, count = numbers[left][0], counts[left][0]
+            same = left & (numbers == number) & (counts == count)
+            rest = left & ~same
+            if (same.reshape(-1, 32).any(1) & rest.reshape(-1, 32).any(1)).any():
+                raise Fault("the barrier's number or count differs between the threads of a warp")
+            if not number < 16:
+                raise Fault(f"barrier {number} of 16")
+            b.activate(same)
+            b.barriers.arrive(int(number), None if expected is None else int(count), what != "arrive", chosen, result)
+            left = rest
 
     return Step(form.instruction, run, Kind.BARRIER)
 
