@@ -48,7 +48,8 @@ double worst_error(int64_t rows, int64_t cols) {
                     .x_stride = cols,
                     .residual_stride = 0,
                     .eps = 1e-5f,
-                    .zero_centered = false});
+                    .zero_centered = false,
+                    .sums = nullptr});
   double worst = 0.0;
   for (int64_t r = 0; r < rows; ++r) {
     double squares = 0.0;
