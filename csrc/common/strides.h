@@ -8,6 +8,8 @@ namespace grokkernels {
 // A matrix, or a stack of them, in elements from one to the next.
 struct StackStrides {
   int64_t stack, row, col;
+
+  bool operator==(const StackStrides&) const = default;
 };
 
 }  // namespace grokkernels

@@ -19,12 +19,12 @@
 
 namespace grokkernels::device {
 
-// How an operand lies in memory: what has unit stride, in rows that are 16-byte aligned and a multiple of 16 bytes
-// long. Anything else is read number by number.
+// How an operand lies in memory: what has unit stride, in rows that are 16-byte aligned, a multiple of 16 bytes long
+// and less than 2^31 elements apart. Anything else is read number by number.
 enum class Layout { along_depth, along_outer, any };
 
 // Element (outer, depth) lies at data[outer * outer_stride + depth * depth_stride]; with an index, outer (or depth) is
-// looked up there first: a gather. A depth that is gathered has a stride below 2^31.
+// looked up there first: a gather.
 template <typename T>
 struct Operand {
   const T* data;
@@ -55,13 +55,13 @@ class Loader {
         const int outer = begin + row(i);
         const bool inside = outer < end;
         inside_ |= static_cast<unsigned>(inside) << i;
-        const int64_t place = !inside ? 0 : from.outer_index != nullptr ? from.outer_index[outer] : outer;
-        at_[i] = from.data + place * from.outer_stride + depth + chunk() * kVector<T>;
+        place_[i] = !inside ? 0 : from.outer_index != nullptr ? from.outer_index[outer] : outer;
       }
+      at_ = from.data + depth + chunk() * kVector<T>;
     } else if constexpr (kLayout == Layout::along_outer) {
       inside_ = begin + chunk() * kVector<T> < end;
-      at_[0] = from.data + begin + chunk() * kVector<T>;
-      if (from.depth_index == nullptr) at_[0] += int64_t{depth + row(0)} * from.depth_stride;
+      at_ = from.data + begin + chunk() * kVector<T>;
+      if (from.depth_index == nullptr) at_ += int64_t{depth + row(0)} * from.depth_stride;
       depth_ = depth;
     } else {
       begin_ = begin;
@@ -70,27 +70,28 @@ class Loader {
     }
   }
 
-  // The step that begins `past` the first one, of which `left` of the depth are there: the rest becomes zero. Each step
-  // is copied once, in their order.
-  GK_DEVICE void copy(const Shared& to, int past, int left) {
+  // The next step, of which `left` of the depth are there: the rest becomes zero.
+  GK_DEVICE void copy(const Shared& to, int left) {
     if constexpr (kLayout == Layout::along_depth) {
       const bool deep = chunk() * kVector<T> < left;
 #pragma unroll
       for (int i = 0; i < kCopies; ++i)
-        copy_async_16(to.chunk(row(i), chunk()), at_[i] + past, deep && (inside_ >> i & 1) != 0);
+        copy_async_16(to.chunk(row(i), chunk()), at_ + int64_t{place_[i]} * static_cast<int32_t>(from_.outer_stride),
+                      deep && (inside_ >> i & 1) != 0);
+      at_ += kStepDepth<T>;
     } else if constexpr (kLayout == Layout::along_outer) {
       if (from_.depth_index == nullptr) {
 #pragma unroll
         for (int i = 0; i < kCopies; ++i) {
-          copy_async_16(to.chunk(row(i), chunk()), at_[0], inside_ != 0 && row(i) < left);
-          at_[0] += kRowStep * from_.depth_stride;
+          copy_async_16(to.chunk(row(i), chunk()), at_, inside_ != 0 && row(i) < left);
+          at_ += kRowStep * from_.depth_stride;
         }
       } else {
 #pragma unroll
         for (int i = 0; i < kCopies; ++i) {
           const bool valid = inside_ != 0 && row(i) < left;
           const int32_t place = valid ? from_.depth_index[depth_ + row(i)] : 0;
-          copy_async_16(to.chunk(row(i), chunk()), at_[0] + int64_t{place} * static_cast<int32_t>(from_.depth_stride),
+          copy_async_16(to.chunk(row(i), chunk()), at_ + int64_t{place} * static_cast<int32_t>(from_.depth_stride),
                         valid);
         }
         depth_ += kStepDepth<T>;
@@ -130,7 +131,8 @@ class Loader {
   }
 
   Operand<T> from_;
-  const T* at_[kLayout == Layout::along_depth ? kCopies : 1];
+  const T* at_;
+  int32_t place_[kCopies];
   unsigned inside_;
   int begin_, end_, depth_;
 };
@@ -156,19 +158,31 @@ class TileProduct {
         for (int r = 0; r < 4; ++r) sum[i][j][r] = 0.0f;
   }
 
-  // f(i) for i = 0 .. kDown - 1, called from one place: sum[0] holds what was sum[i]. For long epilogues, which
-  // unrolled would not fit in the instruction cache; sum is spent afterwards.
-  template <typename F>
-  GK_DEVICE void each_row_of_tiles(const F& f) {
+  // f(row of the tile, j, x) for each row that this thread has numbers of and each kTiles of its 16 x 8 tiles, j the
+  // first of them, called from one place: x[2 * k + c] is that of column col_of(j + k) + c. For long epilogues, which
+  // unrolled would fit neither in the registers beside the sums nor in the instruction cache. Spends the sums.
+  template <int kTiles = kAcross, typename F>
+  GK_DEVICE void each_row(const F& f) {
+    constexpr int kAll = kDown * kAcross;
+    static_assert(kAcross % kTiles == 0);
 #pragma unroll 1
-    for (int i = 0; i < kDown; ++i) {
-      f(i);
+    for (int n = 0; n < 2 * kAll / kTiles; ++n) {
+      const int tile = n / 2 * kTiles, half = n % 2;
+      float x[2 * kTiles];
 #pragma unroll
-      for (int k = 1; k < kDown; ++k)
+      for (int k = 0; k < 2 * kTiles; ++k) x[k] = sum[0][k / 2][k % 2];
+      f(row_of(tile / kAcross, half), tile % kAcross, x);
+      // What is next comes to where this was: the other row of these tiles, or the next tiles.
+      if (half == 0) {
 #pragma unroll
-        for (int j = 0; j < kAcross; ++j)
+        for (int k = 0; k < 2 * kTiles; ++k) sum[0][k / 2][k % 2] = sum[0][k / 2][2 + k % 2];
+      } else {
 #pragma unroll
-          for (int r = 0; r < 4; ++r) sum[k - 1][j][r] = sum[k][j][r];
+        for (int k = kTiles; k < kAll; ++k)
+#pragma unroll
+          for (int r = 0; r < 4; ++r)
+            sum[(k - kTiles) / kAcross][(k - kTiles) % kAcross][r] = sum[k / kAcross][k % kAcross][r];
+      }
     }
   }
 
@@ -195,11 +209,10 @@ class TileProduct {
     left_loader.start(left, row, row_end, depth_begin);
     right_loader.start(right, col, col_end, depth_begin);
     if constexpr (kPaired) second_loader.start(second, col, col_end, depth_begin);
-    const auto copy = [&](uint32_t stage, int past, int left_over) {
-      left_loader.copy(LeftTile{stage}, past, left_over);
-      right_loader.copy(RightTile{stage + LeftTile::kBytes}, past, left_over);
-      if constexpr (kPaired)
-        second_loader.copy(RightTile{stage + LeftTile::kBytes + RightTile::kBytes}, past, left_over);
+    const auto copy = [&](uint32_t stage, int left_over) {
+      left_loader.copy(LeftTile{stage}, left_over);
+      right_loader.copy(RightTile{stage + LeftTile::kBytes}, left_over);
+      if constexpr (kPaired) second_loader.copy(RightTile{stage + LeftTile::kBytes + RightTile::kBytes}, left_over);
     };
     // A warp whose share lies outside has nothing to multiply.
     const bool busy = row + row_of(0, 0) - lane_id() / 4 < row_end && col + first_col(0) < col_end;
@@ -207,8 +220,7 @@ class TileProduct {
     constexpr int kStep = kStepDepth<T>, kAhead = kGemmStages * kStep;
 #pragma unroll
     for (int stage = 0; stage < kGemmStages; ++stage) {
-      if (depth > stage * kStep)
-        copy(shared + static_cast<uint32_t>(stage * kStageBytes), stage * kStep, depth - stage * kStep);
+      if (depth > stage * kStep) copy(shared + static_cast<uint32_t>(stage * kStageBytes), depth - stage * kStep);
       copy_async_commit();
     }
     copy_async_wait<kGemmStages - 1>();
@@ -222,7 +234,7 @@ class TileProduct {
       load_right_pair(shared, 0, 0, b[0]);
     }
     uint32_t here = shared;  // the step's stage of the ring
-    for (int past = 0, left_over = depth; left_over > 0; past += kStep, left_over -= kStep) {
+    for (int left_over = depth; left_over > 0; left_over -= kStep) {
 #pragma unroll
       for (int turn = 0; turn < kTurns; ++turn) {
         const int next = (turn + 1) % kTurns;
@@ -238,7 +250,7 @@ class TileProduct {
           load_right_pair(here, next / kPairs, next % kPairs, b[next % 2]);
         }
         if (next == 0) {
-          if (left_over > kAhead) copy(done, past + kAhead, left_over - kAhead);
+          if (left_over > kAhead) copy(done, left_over - kAhead);
           copy_async_commit();
         }
         if (!busy) continue;
@@ -395,18 +407,15 @@ GK_DEVICE void load_tile_row(const T* row, bool inside, bool wide, int count, Fi
 
 // Writes a product's tile at row `row` and column `col` of `to`, dense rows of `cols`.
 template <typename T, typename Product>
-GK_DEVICE void store_tile(const Product& product, T* to, int row, int row_end, int col, int cols) {
-#pragma unroll
-  for (int i = 0; i < Product::kDown; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row + Product::row_of(i, half);
-      store_tile_row<Product::kAcross>(to + int64_t{r} * cols + col, r < row_end, cols % kVector<T> == 0, cols - col,
-                                       Product::first_col, [&](int j, float& a, float& b) {
-                                         a = product.sum[i][j][2 * half];
-                                         b = product.sum[i][j][2 * half + 1];
-                                       });
-    }
+GK_DEVICE void store_tile(Product& product, T* to, int row, int row_end, int col, int cols) {
+  product.each_row([&](int row_of_tile, int, const auto& x) {
+    const int r = row + row_of_tile;
+    store_tile_row<Product::kAcross>(to + int64_t{r} * cols + col, r < row_end, cols % kVector<T> == 0, cols - col,
+                                     Product::first_col, [&](int j, float& a, float& b) {
+                                       a = x[2 * j];
+                                       b = x[2 * j + 1];
+                                     });
+  });
 }
 
 // Host: whether the chip has what the files of ending _sm90 are written in: compute capability 9 and no other.
@@ -424,9 +433,10 @@ template <typename T>
 Layout layout_of(const void* data, int64_t outer, int64_t depth, int64_t outer_stride, int64_t depth_stride,
                  int64_t stack_stride = 0) {
   const auto even = [](int64_t n) { return n % kVector<T> == 0; };
+  const auto stride = [&](int64_t n) { return even(n) && n <= INT32_MAX; };
   if (reinterpret_cast<uintptr_t>(data) % 16 != 0 || !even(stack_stride)) return Layout::any;
-  if (depth_stride == 1 && even(outer_stride) && even(depth)) return Layout::along_depth;
-  if (outer_stride == 1 && even(depth_stride) && even(outer)) return Layout::along_outer;
+  if (depth_stride == 1 && stride(outer_stride) && even(depth)) return Layout::along_depth;
+  if (outer_stride == 1 && stride(depth_stride) && even(outer)) return Layout::along_outer;
   return Layout::any;
 }
 

@@ -14,6 +14,15 @@ GK_DEVICE T warp_sum(T x) {
   return x;
 }
 
+// The same for several numbers. Where lanes go on differently with each, they are summed before: nvcc takes a condition
+// that stays the same out of a loop (13.0 does), and a shuffle in that loop would then stand in two branches, with
+// lanes of one warp in both.
+template <int kWidth = 32, int kCount>
+GK_DEVICE void warp_sum_each(float (&x)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) x[i] = warp_sum<kWidth>(x[i]);
+}
+
 template <int kWidth = 32>
 GK_DEVICE float warp_max(float x) {
 #pragma unroll

@@ -21,7 +21,7 @@ def _order(kind: str, old: str, new: str, case: str = "33x67 E=8 K=2 uneven") ->
 
 
 def _product(kind: str, file: str, old: str, new: str, case: str = "case((5,), 160, 72)") -> Bug:
-    return Bug(kind, file, old, new, "grouped_mm.cu", "grouped_mm", case)
+    return Bug(kind, file, old, new, "grouped_mm/grouped_mm.cu", "grouped_mm", case)
 
 
 def _hopper(kind: str, file: str, old: str, new: str, case: str = "case((100,), 1032, 136, mt=True)") -> Bug:

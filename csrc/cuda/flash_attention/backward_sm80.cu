@@ -329,12 +329,12 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores, kRole>::kThreads, 1)
   if constexpr (S::kSecond) store(params.dv, second_sum, own_second, p.value_dim, 1.0f);
   if constexpr (!kOwnsKeys) {
     if (p.sinks == nullptr) return;
+    warp_sum_each<4>(sink_share);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float total = warp_sum<4>(sink_share[r]);
       const int i = warp_row + g + 8 * r, row = first + i;
       if (t == 0 && first_column == 0 && i < count)
-        params.workspace[lse_offset(p, s, kv_head * group + row % group) + row / group] = total;
+        params.workspace[lse_offset(p, s, kv_head * group + row % group) + row / group] = sink_share[r];
     }
   }
 }

@@ -282,6 +282,8 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
   const int own_head = static_cast<int>(at_sequence.word[1]) * group;  // the first
   const int own_row = static_cast<int>(at_rows.word[0]), own_count = static_cast<int>(at_rows.word[1]);
   const Sequence own(p, static_cast<int>(at_sequence.word[0]));
+#pragma unroll
+  for (int m = 0; m < kBlocks; ++m) warp_sum_each<4>(sum[m]);
   const bool vectors = whole_chunks<T>(params.o, p.value_dim);
   const int64_t o_offset = dense_offset(packed, own, own.first_query, p.queries, p.heads, own_head, p.value_dim);
 #pragma unroll
@@ -290,8 +292,8 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int i = warp_row + 16 * m + g + 8 * r;
-      factor[r] = finish_row(params, rule, own, own_row + i, group, own_head, top[m][r], warp_sum<4>(sum[m][r]),
-                             i < own_count, t == 0 && first_column == 0);
+      factor[r] = finish_row(params, rule, own, own_row + i, group, own_head, top[m][r], sum[m][r], i < own_count,
+                             t == 0 && first_column == 0);
     }
     const int columns = least(value_dim, 8 * kColumns);
     store_rows<T>(o[m], factor, o_part, warp_row + 16 * m, own_count - warp_row - 16 * m, columns, vectors, [&](int i) {

@@ -305,11 +305,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   // o / sum, and the statistics; the queries' place takes the rows on their way out
   named_barrier_sync(kBothGroups, kConsumers);
   float factor[2];
+  warp_sum_each<4>(sum);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int i = own_row + g + 8 * r;
-    factor[r] = finish_row(params, rule, s, first_row + i, group, kv_head * group, top[r], warp_sum<4>(sum[r]),
-                           i < count, t == 0);
+    factor[r] = finish_row(params, rule, s, first_row + i, group, kv_head * group, top[r], sum[r], i < count, t == 0);
   }
   const int64_t o_offset = dense_offset(packed, s, s.first_query, p.queries, p.heads, kv_head * group, p.value_dim);
   float blocks[kDim / 8][4];

@@ -1,5 +1,5 @@
 // grouped_mm on Hopper: y[r] (N) = x[r] (K) times w[e] (K, N) for the rows r of group e, and dw[e] (K, N) = x_e^T dy_e,
-// for bfloat16 and float16. See gemm_sm90.cuh for the product and csrc/cuda/grouped_mm.cu for every other case.
+// for bfloat16 and float16. See gemm_sm90.cuh for the product and grouped_mm.cu for every other case.
 //
 // Groups end anywhere, and the copy engine takes boxes of 128 rows: rows of the next group are multiplied too and not
 // stored (a product's rows do not see each other). In the gradient of w rows are summed over: there those past the end

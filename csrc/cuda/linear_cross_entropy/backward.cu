@@ -47,29 +47,24 @@ __global__ void __launch_bounds__(kCountThreads)
 template <bool kCapped, typename T, typename Product>
 GK_DEVICE void differentiate_tile(Product& product, const LinearCrossEntropyBwdParams& p, const LossTerms& terms,
                                   int row, int count, int64_t first, int col, int columns, int64_t stride) {
-  product.each_row_of_tiles([&](int i) {
+  product.each_row([&](int row_of_tile, int, auto& x) {
+    const int r = row + row_of_tile;
+    const bool inside = r < count;
+    const int source = inside ? p.index[r] : 0;
+    const int64_t target = inside ? target_of(p.targets, source) : 0;
+    const float weight = is_word(terms, target) ? upstream(p, source) / p.scales[2] * p.scales[0] : nanf("");
+    logit_gradients<kCapped, float>(terms, row_gradient(terms, p.lse[source], weight), x,
+                                    place_of_column<Product>(target - first - col));
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row + Product::row_of(i, half);
-      const bool inside = r < count;
-      const int source = inside ? p.index[r] : 0;
-      const int64_t target = inside ? target_of(p.targets, source) : 0;
-      const float weight = is_word(terms, target) ? upstream(p, source) / p.scales[2] * p.scales[0] : nanf("");
-      float x[kOfRow<Product>];
-      row_of_sums(product, half, x);
-      logit_gradients<kCapped, float>(terms, row_gradient(terms, p.lse[source], weight), x,
-                                      place_of_column<Product>(target - first - col));
-#pragma unroll
-      for (int k = 0; k < kOfRow<Product>; ++k)
-        if (col + column_of<Product>(k) >= columns) x[k] = 0.0f;
-      // Rows are padded with zeros to whole vectors.
-      store_tile_row<Product::kAcross>(static_cast<T*>(p.dlogits) + r * stride + col, inside, true,
-                                       static_cast<int>(stride) - col, Product::first_col,
-                                       [&](int j, float& a, float& b) {
-                                         a = x[2 * j];
-                                         b = x[2 * j + 1];
-                                       });
-    }
+    for (int k = 0; k < 2 * Product::kAcross; ++k)
+      if (col + column_of<Product>(k) >= columns) x[k] = 0.0f;
+    // Rows are padded with zeros to whole vectors.
+    store_tile_row<Product::kAcross>(static_cast<T*>(p.dlogits) + r * stride + col, inside, true,
+                                     static_cast<int>(stride) - col, Product::first_col,
+                                     [&](int j, float& a, float& b) {
+                                       a = x[2 * j];
+                                       b = x[2 * j + 1];
+                                     });
   });
 }
 
@@ -116,28 +111,25 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
     Product product;
     product.clear();
     product.add(shared, dlogits, row, count, weight, col, width, 0, columns);
-    product.each_row_of_tiles([&](int i) {
+    product.each_row([&](int row_of_tile, int, const auto& product_row) {
+      const int r = row + row_of_tile;
+      const bool inside = r < count;
+      float* sums = p.dx_sum + int64_t{r} * width + col;
+      float x[Product::kAcross][2];
+      if (first > 0)
+        load_tile_row(sums, inside, width % 4 == 0, width - col, Product::first_col, x);
+      else
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int r = row + Product::row_of(i, half);
-        const bool inside = r < count;
-        float* sums = p.dx_sum + int64_t{r} * width + col;
-        float x[Product::kAcross][2];
-        if (first > 0)
-          load_tile_row(sums, inside, width % 4 == 0, width - col, Product::first_col, x);
-        else
+        for (int j = 0; j < Product::kAcross; ++j) x[j][0] = x[j][1] = 0.0f;
 #pragma unroll
-          for (int j = 0; j < Product::kAcross; ++j) x[j][0] = x[j][1] = 0.0f;
+      for (int j = 0; j < Product::kAcross; ++j)
 #pragma unroll
-        for (int j = 0; j < Product::kAcross; ++j)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) x[j][c] = fmaf(product.sum[0][j][2 * half + c], p.scales[1], x[j][c]);
-        if (last)
-          store_tile_row(static_cast<T*>(p.dx) + (inside ? p.index[r] : 0) * p.width + col, inside,
-                         width % kVector<T> == 0, width - col, Product::first_col, x);
-        else
-          store_tile_row(sums, inside, width % 4 == 0, width - col, Product::first_col, x);
-      }
+        for (int c = 0; c < 2; ++c) x[j][c] = fmaf(product_row[2 * j + c], p.scales[1], x[j][c]);
+      if (last)
+        store_tile_row(static_cast<T*>(p.dx) + (inside ? p.index[r] : 0) * p.width + col, inside,
+                       width % kVector<T> == 0, width - col, Product::first_col, x);
+      else
+        store_tile_row(sums, inside, width % 4 == 0, width - col, Product::first_col, x);
     });
   }
 }
@@ -197,7 +189,7 @@ void backward(const LinearCrossEntropyBwdParams& p, Stream stream) {
   };
   const Layout x = layout_of<T>(p.x, p.rows, p.width, p.x_stride, 1);
   const Layout weight = layout_of<T>(p.weight, p.cols, p.width, p.weight_stride[0], p.weight_stride[1]);
-  const bool dense = x == Layout::along_depth && p.x_stride <= INT32_MAX && weight == Layout::along_depth;
+  const bool dense = x == Layout::along_depth && weight == Layout::along_depth;
   const auto columns_from = [&]<Layout kDepth, Layout kOuter>(int64_t first, int columns) {
     const int row_stride = static_cast<int>(stride);
     run(TileProduct<T, kDepth, kDepth>{}, linear_cross_entropy_dlogits_kernel<T, kDepth, kDepth>, p.rows, columns,

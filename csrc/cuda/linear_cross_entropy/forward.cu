@@ -32,33 +32,28 @@ __global__ void __launch_bounds__(kCountThreads)
 template <bool kCapped, typename Product>
 GK_DEVICE void add_tile(Product& product, const LinearCrossEntropyFwdParams& p, const LossTerms& terms, int row,
                         int count, int col, RowSum* partials, bool first) {
-  product.each_row_of_tiles([&](int i) {
+  product.each_row([&](int row_of_tile, int, auto& z) {
+    const int r = row + row_of_tile;
+    const bool inside = r < count;
+    squash<kCapped>(terms, z);
+    const int place = inside ? place_of_column<Product>(target_of(p.targets, p.index[r]) - col) : -1;
+    ThreadSum mine;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row + Product::row_of(i, half);
-      const bool inside = r < count;
-      float z[kOfRow<Product>];
-      row_of_sums(product, half, z);
-      squash<kCapped>(terms, z);
-      const int place = inside ? place_of_column<Product>(target_of(p.targets, p.index[r]) - col) : -1;
-      ThreadSum mine;
-#pragma unroll
-      for (int k = 0; k < kOfRow<Product>; ++k) {
-        if (k == place) p.target_z[r] = z[k];
-        if (terms.label_smoothing > 0) mine.z_sum += col + column_of<Product>(k) < terms.cols ? z[k] : 0.0f;
-        if (col + column_of<Product>(k) >= terms.cols) z[k] = -INFINITY;
-      }
-      add_columns<float>(mine, z);
-      const RowSum sum = merge_lanes<4>(terms, mine);
-      if (!inside || (lane_id() & 3) != 0) continue;
-      RowSum* partial = partials + 2 * r;
-      RowSum all = sum;
-      if (!first) {
-        all = *partial;
-        merge(all, sum);
-      }
-      *partial = all;
+    for (int k = 0; k < 2 * Product::kAcross; ++k) {
+      if (k == place) p.target_z[r] = z[k];
+      if (terms.label_smoothing > 0) mine.z_sum += col + column_of<Product>(k) < terms.cols ? z[k] : 0.0f;
+      if (col + column_of<Product>(k) >= terms.cols) z[k] = -INFINITY;
     }
+    add_columns<float>(mine, z);
+    const RowSum sum = merge_lanes<4>(terms, mine);
+    if (!inside || (lane_id() & 3) != 0) return;
+    RowSum* partial = partials + 2 * r;
+    RowSum all = sum;
+    if (!first) {
+      all = *partial;
+      merge(all, sum);
+    }
+    *partial = all;
   });
 }
 

@@ -37,11 +37,7 @@ GK_DEVICE int count_rows(const Targets& targets, int64_t ignore_index, int rows,
   return before;
 }
 
-// The numbers of one row of tiles that a thread has, as the loss' functions take them: x[2 * j + c] is column
-// column_of(2 * j + c) of the product's tile.
-template <typename Product>
-inline constexpr int kOfRow = 2 * Product::kAcross;
-
+// The column of the product's tile that number i of a row of it (each_row) belongs to.
 template <typename Product>
 GK_DEVICE int column_of(int i) {
   return Product::col_of(i / 2) + i % 2;
@@ -53,12 +49,6 @@ GK_DEVICE int place_of_column(int64_t column) {
   const int64_t ahead = column - Product::col_of(0);
   const bool mine = ahead >= 0 && ahead < 8 * Product::kAcross && (ahead & 7) < 2;
   return mine ? static_cast<int>(ahead >> 3) * 2 + static_cast<int>(ahead & 1) : -1;
-}
-
-template <typename Product>
-GK_DEVICE void row_of_sums(const Product& product, int half, float (&x)[kOfRow<Product>]) {
-#pragma unroll
-  for (int i = 0; i < kOfRow<Product>; ++i) x[i] = product.sum[0][i / 2][2 * half + i % 2];
 }
 
 }  // namespace grokkernels::device

@@ -45,45 +45,38 @@ __global__ void __launch_bounds__(kThreads) moe_experts_dweights_kernel(const __
 // From g, one tile: dgate, dup, w hidden, and the tile's parts of g . hidden.
 template <Activation kKind, typename T, typename Product>
 GK_DEVICE void differentiate_tile(Product& product, const MoeExpertsBwdParams& p, int row, int row_end, int col) {
-  constexpr int kTiles = Product::kAcross, kTilesOfDot = kMoeDotColsDevice / 8;
-  static_assert(kTiles % kTilesOfDot == 0);
+  constexpr int kTiles = kMoeDotColsDevice / 8;
   const int cols = static_cast<int>(p.hidden_cols), count = cols - col;
   const bool wide = cols % kVector<T> == 0;
   const int64_t parts = (cols + kMoeDotColsDevice - 1) / kMoeDotColsDevice;
-  product.each_row_of_tiles([&](int i) {
+  product.template each_row<kTiles>([&](int row_of_tile, int tile, const auto& x) {
+    const int r = row + row_of_tile;
+    const bool inside = r < row_end;
+    const int64_t place = int64_t{r} * cols + col;
+    const float weight = inside ? p.weight_of[r] : 0.0f;
+    const auto first = [tile](int j) { return Product::first_col(tile + j); };
+    float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
+    load_tile_row(static_cast<const T*>(p.gate) + place, inside, wide, count, first, gate);
+    load_tile_row(static_cast<const T*>(p.up) + place, inside, wide, count, first, up);
+    float dot = 0.0f;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row + Product::row_of(i, half);
-      const bool inside = r < row_end;
-      const int64_t place = int64_t{r} * cols + col;
-      const float weight = inside ? p.weight_of[r] : 0.0f;
-      float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
-      load_tile_row(static_cast<const T*>(p.gate) + place, inside, wide, count, Product::first_col, gate);
-      load_tile_row(static_cast<const T*>(p.up) + place, inside, wide, count, Product::first_col, up);
+    for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-      for (int part = 0; part < kTiles / kTilesOfDot; ++part) {
-        float dot = 0.0f;
-#pragma unroll
-        for (int j = part * kTilesOfDot; j < (part + 1) * kTilesOfDot; ++j)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            const float g = product.sum[0][j][2 * half + c], u = up[j][c], weighted = g * weight;
-            const ValueAndSlope act = value_and_slope<kKind>(gate[j][c]);
-            dot = fmaf(g, act.value * u, dot);
-            hidden[j][c] = act.value * u * weight;
-            gate[j][c] = weighted * u * act.slope;
-            up[j][c] = weighted * act.value;
-          }
-        dot += shuffle_xor(dot, 1);
-        dot += shuffle_xor(dot, 2);
-        const int first = Product::first_col(part * kTilesOfDot);
-        if (inside && first < count && (lane_id() & 3) == 0)
-          p.dots[r * parts + (col + first) / kMoeDotColsDevice] = dot;
+      for (int c = 0; c < 2; ++c) {
+        const float g = x[2 * j + c], u = up[j][c], weighted = g * weight;
+        const ValueAndSlope act = value_and_slope<kKind>(gate[j][c]);
+        dot = fmaf(g, act.value * u, dot);
+        hidden[j][c] = act.value * u * weight;
+        gate[j][c] = weighted * u * act.slope;
+        up[j][c] = weighted * act.value;
       }
-      store_tile_row(static_cast<T*>(p.dgate) + place, inside, wide, count, Product::first_col, gate);
-      store_tile_row(static_cast<T*>(p.dup) + place, inside, wide, count, Product::first_col, up);
-      store_tile_row(static_cast<T*>(p.scaled_hidden) + place, inside, wide, count, Product::first_col, hidden);
-    }
+    dot += shuffle_xor(dot, 1);
+    dot += shuffle_xor(dot, 2);
+    if (inside && first(0) < count && (lane_id() & 3) == 0)
+      p.dots[r * parts + (col + first(0)) / kMoeDotColsDevice] = dot;
+    store_tile_row(static_cast<T*>(p.dgate) + place, inside, wide, count, first, gate);
+    store_tile_row(static_cast<T*>(p.dup) + place, inside, wide, count, first, up);
+    store_tile_row(static_cast<T*>(p.scaled_hidden) + place, inside, wide, count, first, hidden);
   });
 }
 
@@ -129,33 +122,32 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
   const int cols = static_cast<int>(p.cols), experts = static_cast<int>(p.experts);
   const ExpertWeights& w = p.experts_weights;
   const GroupTiles<Product::kRows> tiles{p.offsets, experts, rows, across};
+  const int depth = static_cast<int>(p.hidden_cols);
   GroupTile t;
   for (unsigned i = blockIdx.x; tiles.find(i, t); i += gridDim.x) {
-    const int col = t.across * Product::kCols;
     Product product;
     product.clear();
 #pragma unroll 1
     for (int of_up = 0; of_up < 2; ++of_up) {
-      const StackStrides& s = of_up ? w.up_strides : w.gate_strides;
+      // Along the outer dimension both have the same strides, the launcher sees to it: registers are short there.
+      const StackStrides& s = kW == Layout::along_outer || !of_up ? w.gate_strides : w.up_strides;
       const Operand<T> left{static_cast<const T*>(of_up ? p.dup : p.dgate), p.hidden_cols, 1};
       const Operand<T> projection{static_cast<const T*>(of_up ? w.up : w.gate) + t.group * s.stack, s.col, s.row};
-      product.add(shared, left, t.row, t.end, projection, col, cols, 0, static_cast<int>(p.hidden_cols));
+      product.add(shared, left, t.row, t.end, projection, t.across * Product::kCols, cols, 0, depth);
     }
-    store_tile(product, p.dx_rows, t.row, t.end, col, cols);
+    store_tile(product, p.dx_rows, t.row, t.end, t.across * Product::kCols, cols);
   }
 }
 
 // The three weight gradients, sums over the rows of an expert: tiles of each expert's dgate_proj, dup_proj, ddown_proj.
 template <typename T, Layout kBoth>
 __global__ void __launch_bounds__(kGemmThreads, 2)
-    moe_experts_wgrad_kernel(const __grid_constant__ MoeExpertsBwdParams p, int rows) {
+    moe_experts_wgrad_kernel(const __grid_constant__ MoeExpertsBwdParams p, int rows, unsigned of_gate,
+                             unsigned of_expert) {
   using Product = TileProduct<T, kBoth, kBoth>;
   const uint32_t shared = shared_address(dynamic_shared());
   const int cols = static_cast<int>(p.cols), hidden_cols = static_cast<int>(p.hidden_cols);
   const auto tiles_of = [](int n, int size) { return static_cast<unsigned>((n + size - 1) / size); };
-  const unsigned of_gate = tiles_of(hidden_cols, Product::kRows) * tiles_of(cols, Product::kCols);
-  const unsigned of_down = tiles_of(cols, Product::kRows) * tiles_of(hidden_cols, Product::kCols);
-  const unsigned of_expert = 2 * of_gate + of_down;
   for (unsigned i = blockIdx.x; i < static_cast<unsigned>(p.experts) * of_expert; i += gridDim.x) {
     const unsigned e = i / of_expert;
     unsigned tile = i - e * of_expert;
@@ -166,7 +158,7 @@ __global__ void __launch_bounds__(kGemmThreads, 2)
     const Operand<T> rows_of{static_cast<const T*>(which == 0   ? p.dgate
                                                    : which == 1 ? p.dup
                                                                 : p.scaled_hidden),
-                             1, hidden_cols};
+                             1, p.hidden_cols};
     const int down = which == 2 ? cols : hidden_cols, right_cols = which == 2 ? hidden_cols : cols;
     const unsigned high = tiles_of(down, Product::kRows);
     const int row = static_cast<int>(tile % high) * Product::kRows,
@@ -211,9 +203,9 @@ void backward(const MoeExpertsBwdParams& p, Stream stream) {
       run(TileProduct<T, kDy, kW>{}, moe_experts_dhidden_kernel<T, kDy, kW>, hidden_cols);
     });
   const Layout gate = projection(w.gate, cols, hidden_cols, w.gate_strides);
-  const Layout up = projection(w.up, cols, hidden_cols, w.up_strides);
+  const bool alike = gate == projection(w.up, cols, hidden_cols, w.up_strides) && w.gate_strides == w.up_strides;
   if (!hopper || !moe_experts_dx_sm90(p, stream))
-    with_layouts(hidden, gate == up ? gate : Layout::any, [&]<Layout kLeft, Layout kW>() {
+    with_layouts(hidden, alike ? gate : Layout::any, [&]<Layout kLeft, Layout kW>() {
       run(TileProduct<T, kLeft, kW>{}, moe_experts_dx_kernel<T, kLeft, kW>, cols);
     });
   combine<T>({p.tokens, p.top_k, cols, p.dx_rows, nullptr, p.slots, p.dx}, stream);
@@ -224,14 +216,15 @@ void backward(const MoeExpertsBwdParams& p, Stream stream) {
     const auto tiles = [](int64_t down, int64_t across) {
       return ceil_div(down, Product::kRows) * ceil_div(across, Product::kCols);
     };
-    const int64_t count = p.experts * (2 * tiles(hidden_cols, cols) + tiles(cols, hidden_cols));
+    const int64_t of_gate = tiles(hidden_cols, cols), of_expert = 2 * of_gate + tiles(cols, hidden_cols);
     launch(moe_experts_wgrad_kernel<T, kBoth>,
-           {.grid = {persistent_blocks(count, 2)}, .block = {kGemmThreads}, .shared_bytes = Product::kSharedBytes},
-           stream, p, static_cast<int>(rows));
+           {.grid = {persistent_blocks(p.experts * of_expert, 2)},
+            .block = {kGemmThreads},
+            .shared_bytes = Product::kSharedBytes},
+           stream, p, static_cast<int>(rows), static_cast<unsigned>(of_gate), static_cast<unsigned>(of_expert));
   };
   if (hopper && moe_experts_wgrad_sm90(p, stream)) return;
-  const bool dense = dy == Layout::along_depth && x == Layout::along_depth && hidden == Layout::along_depth &&
-                     p.x_stride <= INT32_MAX && p.dy_stride <= INT32_MAX;
+  const bool dense = dy == Layout::along_depth && x == Layout::along_depth && hidden == Layout::along_depth;
   dense ? weight_gradients.template operator()<Layout::along_outer>()
         : weight_gradients.template operator()<Layout::any>();
 }

@@ -28,26 +28,23 @@ GK_DEVICE void activate_tile(Product& product, const MoeExpertsFwdParams& p, int
   constexpr int kTiles = Product::kAcross / 2;  // of gate; the others are of up
   const int cols = static_cast<int>(p.hidden_cols), count = cols - col;
   const bool wide = cols % kVector<T> == 0;
-  product.each_row_of_tiles([&](int i) {
+  product.each_row([&](int row_of_tile, int, const auto& x) {
+    const int r = row + row_of_tile;
+    const bool inside = r < row_end;
+    const int64_t place = int64_t{r} * cols + col;
+    float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = row + Product::row_of(i, half);
-      const bool inside = r < row_end;
-      const int64_t place = int64_t{r} * cols + col;
-      float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
+    for (int j = 0; j < kTiles; ++j)
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          gate[j][c] = product.sum[0][j][2 * half + c];
-          up[j][c] = product.sum[0][j + kTiles][2 * half + c];
-          hidden[j][c] = activate<kKind>(gate[j][c]) * up[j][c];
-        }
-      store_tile_row(static_cast<T*>(p.hidden) + place, inside, wide, count, Product::first_col, hidden);
-      if (p.gate == nullptr) continue;
-      store_tile_row(static_cast<T*>(p.gate) + place, inside, wide, count, Product::first_col, gate);
-      store_tile_row(static_cast<T*>(p.up) + place, inside, wide, count, Product::first_col, up);
-    }
+      for (int c = 0; c < 2; ++c) {
+        gate[j][c] = x[2 * j + c];
+        up[j][c] = x[2 * (j + kTiles) + c];
+        hidden[j][c] = activate<kKind>(gate[j][c]) * up[j][c];
+      }
+    store_tile_row(static_cast<T*>(p.hidden) + place, inside, wide, count, Product::first_col, hidden);
+    if (p.gate == nullptr) return;
+    store_tile_row(static_cast<T*>(p.gate) + place, inside, wide, count, Product::first_col, gate);
+    store_tile_row(static_cast<T*>(p.up) + place, inside, wide, count, Product::first_col, up);
   });
 }
 
