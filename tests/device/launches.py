@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import subprocess
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -77,14 +78,27 @@ def _counted(op: str, architecture: str) -> list[tuple[Counter[str], Work]]:
     return sorted(counted, key=lambda pair: _numbers(pair[1][1]))
 
 
-def cheapest_cover(op: str, architecture: str, among: Set[str] | None = None) -> tuple[list[Work], set[str]]:
-    """Few, small cases of a row that launch every kernel (`among` those named) that any of its cases launches; and
-    those kernels."""
+def _any(name: str) -> bool:
+    return True
+
+
+def cheapest_cover(op: str, architecture: str, wanted: Callable[[str], bool] = _any) -> tuple[list[Work], set[str]]:
+    """Few, small cases of a row that launch every kernel (those `wanted`) that any of its cases launches; and those
+    kernels."""
     chosen: list[Work] = []
     covered: set[str] = set()
     for threads, work in _counted(op, architecture):
-        found = set(threads) if among is None else threads.keys() & among
-        if found - covered:
+        found = {name for name in threads.keys() - covered if wanted(name)}
+        if found:
             chosen.append(work)
             covered |= found
     return chosen, covered
+
+
+def every_kernel() -> set[str]:
+    """All that the emulated column has."""
+    assert native.emulated is not None, native.emulated_error
+    a_kernel = re.compile(r"(?:void )?grokkernels::(?:\(anonymous namespace\)::|\w+::)*\w+_kernel[<(]")
+    part_of_one = re.compile(r"\{lambda|\[clone")
+    names = _symbols(native.emulated.__file__).values()
+    return {name for name in names if a_kernel.match(name) and not part_of_one.search(name)}

@@ -101,14 +101,6 @@ def kernels(source: Path) -> dict[str, tuple[ptx.Module, str]]:
 
 
 @functools.cache
-def _text(file: Path) -> str:
-    """A file and the headers of csrc/cuda that it includes."""
-    text = file.read_text(encoding="utf-8")
-    included = re.findall(r'^#include "(cuda/.+)"$', text, re.MULTILINE)
-    return "\n".join([text, *(_text(ROOT / "csrc" / name) for name in included)])
-
-
-@functools.cache
 def _text(source: Path) -> str:
     """A source file with the headers of csrc/cuda that it includes."""
     text = source.read_text(encoding="utf-8")
@@ -116,14 +108,20 @@ def _text(source: Path) -> str:
     return "\n".join([text, *(_text(cuda_toolkit.CSRC / path) for path in included)])
 
 
-def _find(name: str) -> tuple[ptx.Module, str]:
-    """The kernel of this demangled name, in whichever source file has it."""
+@functools.cache
+def source_of(name: str) -> Path:
+    """The source file that has the kernel of this demangled name."""
     function = re.search(r"(\w+)(?:<.*>)?\(", name.split("(anonymous namespace)::", 1)[-1])
     assert function is not None, name
     for source in cuda_toolkit.sources():
         if function[1] in _text(source) and name in kernels(source):
-            return kernels(source)[name]
+            return source
     raise LookupError(f"no source file has the kernel {name}")
+
+
+def kernel(name: str) -> ptx.Kernel:
+    module, mangled = kernels(source_of(name))[name]
+    return module.kernel(rf"^{mangled}$")
 
 
 @contextmanager
@@ -131,8 +129,7 @@ def ptx_device() -> Iterator[None]:
     """Launches of the emulated column run as PTX inside."""
 
     def run(name: str, grid: Size, block: Size, shared_bytes: int, arguments: list[bytes]) -> None:
-        module, mangled = _find(name)
-        ptx.run(module.kernel(rf"^{mangled}$"), grid, block, shared_bytes, arguments, ProcessMemory())
+        ptx.run(kernel(name), grid, block, shared_bytes, arguments, ProcessMemory())
 
     with executor(run):
         yield

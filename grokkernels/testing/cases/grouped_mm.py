@@ -43,5 +43,7 @@ TABLE = Table(
         case((4, 9), 48, 32, mt=True, why="the layout of nn.Linear weights"),
         case((7, 0, 21), 67, 131, mt=True, unused=1),
         case((1,) * 16, 24, 40, why="many small groups"),
+        case((300,), 264, 264, why="a group so large that Hopper's blocks work in pairs, the gradient's too"),
+        case((260,), 24, 40, mt=True, why="the same with the weights of nn.Linear"),
     ),
 )

@@ -100,6 +100,7 @@ TABLE = Table(
         case(30, 24, 32, 4, 2, "uneven", capacity_factor=0.8, why="later tokens are dropped"),
         case(8, 24, 32, 4, 2, capacity_factor=0.0, why="everything is dropped"),
         case(7, 300, 280, 2, 1, why="several panels in every sum"),
+        case(300, 72, 136, 1, 1, why="an expert so large that Hopper's blocks work in pairs"),
         case(14, 24, 67, 4, 2, activation="gelu"),
         case(14, 24, 67, 4, 2, activation="silu"),
         case(14, 24, 67, 4, 2, activation="relu"),
