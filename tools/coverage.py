@@ -1,7 +1,8 @@
 """Line coverage of csrc/cuda on the emulated device: `make coverage`.
 
 Builds the emulated column with gcov in a copy of the tree, runs every case table forward and backward and what else
-tests/ops has for a device, and prints, per file, the lines that hold code, how many of them ran, and which did not. `--at-least` makes a lower figure an error.
+tests/ops has for a device, and prints, per file, the lines that hold code, how many of them ran, and which did not.
+`--at-least` makes a lower figure an error.
 """
 
 from __future__ import annotations
