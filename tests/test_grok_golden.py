@@ -25,6 +25,9 @@ from grokkernels.models.grok import Grok
 from tests.suite import Backend, cpu_backends
 
 BACKENDS = [Backend("reference"), *cpu_backends()]
+# In float32 only: tensor cores take attention's probabilities rounded to bfloat16, and of this case's tokens one is so
+# near a tie of two experts that it goes to the other.
+EMULATED = [Backend("emulated", architecture) for architecture in ("sm_80", "sm_90")]
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +151,7 @@ class Errors:
             print(f"  {name:<20} largest error {error:.2e}   standard deviation {self.std[name]:.2e}")
 
 
-@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+@pytest.mark.parametrize("backend", [*BACKENDS, *EMULATED], ids=str)
 def test_float32(golden: dict[str, np.ndarray], backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Grok.from_official(official_config(golden), golden)
     with backend.active() as name, grokkernels.use(name):
