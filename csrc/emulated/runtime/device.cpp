@@ -380,8 +380,8 @@ void prepare_fiber(Worker& w, Fiber& fiber, Block& block, Warp& warp, int index,
   for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
   fiber.stack_pointer = top;
 #if defined(__SANITIZE_THREAD__)
-  if (fiber.tsan != nullptr) __tsan_destroy_fiber(fiber.tsan);
-  fiber.tsan = __tsan_create_fiber(0);
+  // Kept for the blocks that follow: these come one after another for their worker in any case, and making one is slow.
+  if (fiber.tsan == nullptr) fiber.tsan = __tsan_create_fiber(0);
 #endif
 }
 
