@@ -423,6 +423,7 @@ void run_cluster(Worker& w, Index3 first_block) {
   Fiber* first = cluster.warps[w.random ? w.below(cluster.warps.size()) : 0].lane[0];
   release(&cluster);
   set_fiber(first);
+  void* first_stack = first->stack_pointer;  // read as the worker: the fiber has not seen yet what was prepared
 #if defined(__SANITIZE_THREAD__)
   w.tsan = __tsan_get_current_fiber();
   __tsan_switch_to_fiber(first->tsan, 1);
@@ -432,7 +433,7 @@ void run_cluster(Worker& w, Index3 first_block) {
   w.own_stack = nullptr;
   __sanitizer_start_switch_fiber(&fake_stack, first->stack, kStack);
 #endif
-  switch_stack(&w.stack_pointer, first->stack_pointer);
+  switch_stack(&w.stack_pointer, first_stack);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
