@@ -5,7 +5,7 @@
 #   sanitize_extension.sh memory   AddressSanitizer and UndefinedBehaviorSanitizer: every case table on the CPU column
 #   sanitize_extension.sh device   the same for every CUDA kernel on the emulated device, on a few small cases
 #   sanitize_extension.sh races    ThreadSanitizer, each emulated thread a fiber of its own: the same kernels and cases,
-#                                  in order and at random; further arguments name ops
+#                                  but for float16's; further arguments name ops
 set -eu
 kind=$1
 shift
