@@ -87,6 +87,8 @@ template <int kGroupsLeft>
 GK_DEVICE void wgmma_wait() {
   emulated::warp_collective(kAllLanes, "wgmma_wait", nullptr,
                             [](void**, uint32_t) { emulated::wait_matrix(kGroupsLeft); });
+  // For the race checker: each lane knows now that the others' share of the matrices has been read.
+  emulated::acquire(&emulated::current().warp->matrix_groups);
 }
 
 template <int kCount>
@@ -114,6 +116,7 @@ GK_DEVICE void start_wgmma(WgmmaArgument mine) {
         emulated::read(matrix_chunk<T>(*self.block, mine.a, kTransposedA, self.index / 32 % 4 * 16 + self.lane,
                                        kTransposedA ? k : 8 * k),
                        16);
+  emulated::release(&self.warp->matrix_groups);
 #endif
   emulated::warp_collective(kAllLanes, "wgmma", &mine, [](void** all, uint32_t) {
     const auto lane = [&](int i) { return static_cast<const WgmmaArgument*>(all[i]); };
