@@ -165,7 +165,9 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         column = COLUMNS[ext.name]
-        build_dir = Path(self.build_temp).resolve() / column
+        # Always there, also where pip would have it in a folder that it throws away: so `pip install -e .` is
+        # incremental, and tests find how the column was built.
+        build_dir = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}" / column
         build_dir.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         ninja_file = build_dir / "build.ninja"
