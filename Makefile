@@ -7,7 +7,7 @@
 #   make bench    pytest-benchmark                     make verify  case tables against float64, all CPU levels
 #   make cuda-check  every CUDA kernel through nvcc for four architectures, held to its budget (no GPU needed)
 #   make sanitize memory and race checks: C++ unit tests, every case table, the CUDA kernels thread by thread
-#   make judges   bugs planted in the kernels, and every sm_80 kernel as nvcc's PTX: minutes each
+#   make judges   bugs planted in the kernels, and the kernels themselves as nvcc's PTX: minutes each
 #   make coverage which lines of the CUDA kernels the case tables run
 #   make gpu-model  predicted times of the kernels      make gpu  conformance, tests and benchmarks on a GPU
 #   make cpp      the torch-free libraries and their C++ unit tests (CMake)
