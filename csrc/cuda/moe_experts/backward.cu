@@ -13,6 +13,7 @@
 #include "cuda/groups.cuh"
 #include "cuda/moe_experts/backward_sm90.h"
 #include "cuda/moe_experts/combine.cuh"
+#include "cuda/moe_experts/differentiate.cuh"
 #include "moe_experts.h"
 
 namespace grokkernels {
@@ -58,20 +59,8 @@ GK_DEVICE void differentiate_tile(Product& product, const MoeExpertsBwdParams& p
     float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
     load_tile_row(static_cast<const T*>(p.gate) + place, inside, wide, count, first, gate);
     load_tile_row(static_cast<const T*>(p.up) + place, inside, wide, count, first, up);
-    float dot = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const float g = x[2 * j + c], u = up[j][c], weighted = g * weight;
-        const ValueAndSlope act = value_and_slope<kKind>(gate[j][c]);
-        dot = fmaf(g, act.value * u, dot);
-        hidden[j][c] = act.value * u * weight;
-        gate[j][c] = weighted * u * act.slope;
-        up[j][c] = weighted * act.value;
-      }
-    dot += shuffle_xor(dot, 1);
-    dot += shuffle_xor(dot, 2);
+    const auto g = [&x](int j, int c) { return x[2 * j + c]; };
+    const float dot = differentiate_row<kKind>(g, weight, gate, up, hidden);
     if (inside && first(0) < count && (lane_id() & 3) == 0)
       p.dots[r * parts + (col + first(0)) / kMoeDotColsDevice] = dot;
     store_tile_row(static_cast<T*>(p.dgate) + place, inside, wide, count, first, gate);

@@ -11,6 +11,7 @@
 #include "cuda/activation.cuh"
 #include "cuda/groups.cuh"
 #include "cuda/moe_experts/backward_sm90.h"
+#include "cuda/moe_experts/differentiate.cuh"
 #include "cuda/moe_experts/gather_sm90.cuh"
 
 namespace grokkernels {
@@ -46,22 +47,11 @@ GK_DEVICE void differentiate_tile(float (&sum)[Product::kCols / 2], const MoeExp
       const bool inside = r < row_end;
       const int64_t place = int64_t{r} * cols + first;
       const float weight = inside ? p.weight_of[r] : 0.0f;
-      float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2], dot = 0.0f;
+      float gate[kTiles][2], up[kTiles][2], hidden[kTiles][2];
       load_tile_row(static_cast<const T*>(p.gate) + place, inside, wide, count, first_col, gate);
       load_tile_row(static_cast<const T*>(p.up) + place, inside, wide, count, first_col, up);
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float g = sum[4 * j + 2 * half + c], u = up[j][c], weighted = g * weight;
-          const ValueAndSlope act = value_and_slope<kKind>(gate[j][c]);
-          dot = fmaf(g, act.value * u, dot);
-          hidden[j][c] = act.value * u * weight;
-          gate[j][c] = weighted * u * act.slope;
-          up[j][c] = weighted * act.value;
-        }
-      dot += shuffle_xor(dot, 1);
-      dot += shuffle_xor(dot, 2);
+      const auto g = [&sum, half](int j, int c) { return sum[4 * j + 2 * half + c]; };
+      const float dot = differentiate_row<kKind>(g, weight, gate, up, hidden);
       if (inside && count > 0 && lane_id() % 4 == 0) p.dots[r * dots + first / kMoeDotColsDevice] = dot;
       store_tile_row(static_cast<T*>(p.dgate) + place, inside, wide, count, first_col, gate);
       store_tile_row(static_cast<T*>(p.dup) + place, inside, wide, count, first_col, up);
