@@ -39,7 +39,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	GROKKERNELS_COLUMNS=$(COLUMNS) $(BIN)/pip install --quiet --editable ".[test,lint,tokenizers,cuda-check$(NVCC_EXTRA)]"
+	GROKKERNELS_COLUMNS=$(COLUMNS) $(BIN)/pip install --quiet --editable ".[test,lint,tokenizers,triton,cuda-check$(NVCC_EXTRA)]"
 	touch $@
 
 demo: install

@@ -6,8 +6,10 @@ in the device's order that supports the call. An explicit choice that cannot be 
 automatic choice moves on.
 
 Below a row stand its native functions, `define`d here: one schema with an overload per kind of kernel, `.native` (CPU
-or CUDA, by PyTorch's own dispatch key) and `.emulated`, later `.triton`; the same shape function and derivative for
-all of them. The reference is never registered: torch.compile sees through it and its gradient owes nothing to ours.
+or CUDA, by PyTorch's own dispatch key), `.triton` and `.emulated`; the same shape function and derivative for all of
+them. C++ registers the kernels of `.native` and `.emulated`; those of `.triton` are the functions of the same names in
+grokkernels/triton/<op>.py, loaded when first called. The reference is never registered: torch.compile sees through it
+and its gradient owes nothing to ours.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from typing import Any
 
 import torch
 
-from grokkernels import native
+from grokkernels import native, preference
+from grokkernels import triton as triton_column
 
 BACKENDS = ("cuda", "triton", "cpu", "emulated", "reference")
-# Backends that the automatic choice tries, by device type, in order; `emulated` is never chosen unasked.
-AUTOMATIC = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+# Backends that the automatic choice tries, by device type, in order; `emulated` is never chosen unasked, nor is
+# `triton` on the CPU. Between cuda and triton, preference.py decides, row by row.
+AUTOMATIC = {"cpu": ("cpu", "reference"), "xpu": ("triton", "reference")}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The overload of a native function that each backend calls.
-OVERLOADS = {"cpu": "native", "cuda": "native", "emulated": "emulated"}
+OVERLOADS = {"cpu": "native", "cuda": "native", "triton": "triton", "emulated": "emulated"}
 
 Supports = Callable[..., "str | None"]
 
@@ -79,16 +83,14 @@ class Row:
         supports = self.supports.get("cuda" if backend == "emulated" else backend)
         if supports is None:
             return f"{self.name} has no {backend} kernel"
-        library, error, home = {
-            "cpu": (native.module, native.load_error, "cpu"),
-            "cuda": (native.cuda, native.cuda_error, "cuda"),
-            "emulated": (native.emulated, native.emulated_error, "cpu"),
-        }[backend]
-        if library is None:
-            return error
-        if device.type != home:
-            return f"the tensors are on {device}, not on {'the CPU' if home == 'cpu' else 'a CUDA device'}"
-        return supports(*args, **kwargs)
+        reason = _unusable(backend, device)
+        return supports(*args, **kwargs) if reason is None else reason
+
+    def automatic(self, device: torch.device) -> tuple[str, ...]:
+        """What the automatic choice tries on this device, in order."""
+        if device.type == "cuda":
+            return (*preference.order(self.name), "reference")
+        return AUTOMATIC.get(device.type, ("reference",))
 
     def choose(self, requested: str | None, device: torch.device, *args: Any, **kwargs: Any) -> str:
         """The backend that runs this call."""
@@ -98,10 +100,26 @@ class Row:
             if reason is not None:
                 raise ValueError(f"{self.name} cannot run on backend '{wanted}': {reason}")
             return wanted
-        for backend in AUTOMATIC.get(device.type, ("reference",)):
+        for backend in self.automatic(device):
             if self.reason(backend, device, *args, **kwargs) is None:
                 return backend
         return "reference"
+
+
+def _unusable(backend: str, device: torch.device) -> str | None:
+    """Why no kernel of this backend runs on this device here; None when they do."""
+    if backend == "triton":
+        return triton_column.load_error() or triton_column.device_reason(device.type)
+    library, error, home = {
+        "cpu": (native.module, native.load_error, "cpu"),
+        "cuda": (native.cuda, native.cuda_error, "cuda"),
+        "emulated": (native.emulated, native.emulated_error, "cpu"),
+    }[backend]
+    if library is None:
+        return error
+    if device.type != home:
+        return f"the tensors are on {device}, not on {'the CPU' if home == 'cpu' else 'a CUDA device'}"
+    return None
 
 
 def native_dtypes(**tensors: torch.Tensor | None) -> str | None:
@@ -143,7 +161,7 @@ def define(
     *,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
-    backends: tuple[str, ...] = ("cpu", "cuda", "emulated"),
+    backends: tuple[str, ...] = ("cpu", "cuda", "triton", "emulated"),
 ) -> NativeFunction:
     """Makes `name` known to PyTorch: `schema` is "(arguments) -> returns", `fake` its shape function.
 
@@ -163,9 +181,22 @@ def define(
         if backward is not None:
             setup = _on_backend(backend, setup_context)
             torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
+        if backend == "triton":
+            launch = _triton_launcher(fake.__module__.rsplit(".", 1)[-1], name)
+            for key in ("CPU", "CUDA", "XPU"):
+                _library.impl(f"{name}.{overload}", launch, key)
         overloads[backend] = getattr(getattr(torch.ops.grokkernels, name), overload)
     FUNCTIONS[name] = NativeFunction(name, overloads, backward is not None)
     return FUNCTIONS[name]
+
+
+def _triton_launcher(op: str, name: str) -> Callable[..., Any]:
+    """Calls the function `name` of grokkernels/triton/<op>.py, which is loaded by the first call."""
+
+    def launch(*args: Any, **kwargs: Any) -> Any:
+        return triton_column.launcher(op, name)(*args, **kwargs)
+
+    return launch
 
 
 def _on_backend(backend: str, setup_context: Callable[..., None] | None) -> Callable[..., None]:
@@ -193,6 +224,8 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     reasons = {backend: ROWS[name].reason(backend, device, *args, **kwargs) for backend in BACKENDS}
     chosen = ROWS[name].choose(requested, device, *args, **kwargs)
     lines = [f"{name} on {device.type}:"]
+    if device.type == "cuda":
+        lines[0] += f" (the order of cuda and triton is {preference.source()})"
     for backend, reason in reasons.items():
         mark = "->" if backend == chosen else "  "
         lines.append(f" {mark} {backend:<10} {'supported' if reason is None else reason}")

@@ -7,8 +7,13 @@ import os
 # Before OpenMP starts: waiting threads sleep. They would spin against each other where tests run in parallel.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import pytest
 import torch
+
+# Before triton's kernels are defined: on a machine without a GPU they are interpreted.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import pytest
 from hypothesis import settings
 
 from tests.suite import CaseTableTests, backends

@@ -35,10 +35,13 @@ class Backend:
 
 def backends(table: Table) -> list[Backend]:
     """Every backend that judges this table here: the CPU one once per level that the machine has, the emulated one once
-    per architecture that has kernels of its own, and the CUDA one where there is a GPU."""
+    per architecture that has kernels of its own, Triton's (interpreted where there is no GPU), and the CUDA one where
+    there is a GPU."""
     names = ["cpu"]
     if "cuda" in dispatch.ROWS[table.name].supports:
         names += ["emulated", *(["cuda"] if native.cuda is not None and torch.cuda.is_available() else [])]
+    if "triton" in dispatch.ROWS[table.name].supports:
+        names.append("triton")
     return [Backend(name, level) for name in names for level in judge.levels(table, name)]
 
 
@@ -68,6 +71,11 @@ def native_calls(function: Callable[[], Any]) -> list[tuple[Any, tuple[Any, ...]
     return recorder.calls
 
 
+def smallest_tensor(case: Case) -> int:
+    """The elements of the smallest tensor among a case's arguments."""
+    return min(value.numel() for value in case.arguments().values() if isinstance(value, torch.Tensor))
+
+
 class CaseTableTests:
     """The float64 rule, layouts, opcheck and torch.compile over one case table."""
 
@@ -82,6 +90,16 @@ class CaseTableTests:
     def test_layouts(self, case: Case, layout: str) -> None:
         verdict = judge.judge(self.table, case, torch.float32, "cpu", layout=layout)
         assert verdict.passed, f"{verdict.where}: {verdict.ratio:.3g} times what the float64 rule allows"
+
+    @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "fenced"])
+    def test_layouts_on_triton(self, layout: str) -> None:
+        """On the two smallest cases that have elements: the launchers ask for contiguous tensors in one way for all."""
+        if "triton" not in dispatch.ROWS[self.table.name].supports:
+            pytest.skip("the row has no triton kernel")
+        sizes = {case: smallest_tensor(case) for case in self.table.cases}
+        for case in sorted((c for c in sizes if sizes[c] > 1), key=sizes.__getitem__)[:2]:
+            verdict = judge.judge(self.table, case, torch.float32, "triton", layout=layout)
+            assert verdict.passed, f"{case.name}, {verdict.where}: {verdict.ratio:.3g} times what the rule allows"
 
     def test_reference_is_an_oracle(self, case: Case) -> None:
         """In float64 the reference answers in float64 (what is float32 by contract stays so)."""

@@ -107,7 +107,7 @@ def _supports_native(
     return dispatch.native_dtypes(x=x, residual=residual, weight=weight)
 
 
-ROW = dispatch.Row("rms_norm", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("rms_norm", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native})
 
 
 def rms_norm(

@@ -1,0 +1,29 @@
+"""Which of cuda and triton the automatic choice tries first, row by row: preference.json.
+
+`make gpu` measures both and writes the file (tools/preference.py); as long as no GPU has, it says "predicted": the
+CUDA kernels come first, being tuned for NVIDIA's architectures, and Triton serves where they do not run.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PATH = Path(__file__).with_name("preference.json")
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return json.loads(PATH.read_text(encoding="utf-8"))
+
+
+def order(op: str) -> tuple[str, ...]:
+    """The two backends, the faster first."""
+    return ("triton", "cuda") if op in _table()["triton_first"] else ("cuda", "triton")
+
+
+def source() -> str:
+    """`predicted`, or the GPU on which it was measured."""
+    return _table()["source"]
