@@ -27,6 +27,8 @@ if INTERPRETED:
 
 # Options of a launch that are the compiler's, not the kernel's.
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+# Those of every launch: a * b + c may round once. (Said aloud because releases of Triton differ in what they assume.)
+ALWAYS = {"enable_fp_fusion": True}
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -121,7 +123,7 @@ class Kernel:
             return
         with torch.device(device), getattr(torch, device.type).device(device):
             triton.set_allocator(_scratch)
-            self.jit[grid](**values, **options)
+            self.jit[grid](**values, **options, **ALWAYS)
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> torch.Tensor:

@@ -210,7 +210,7 @@ def rms_norm_bwd(
     cols = x.shape[-1]
     rows = x.numel() // max(cols, 1)
     dx = torch.empty_like(x)
-    tiles = RowTiles.of(cols)
+    tiles = RowTiles.of(cols, per_thread=16)
     chunk = max(tiles.chunk(rows), 1)
     programs = triton.cdiv(rows, chunk)
     sums = x.new_empty((programs, cols), dtype=torch.float32)

@@ -11,7 +11,7 @@ import triton.language as tl
 from grokkernels.triton import INTERPRETED
 from grokkernels.triton.kernel import kernel
 
-# A program holds this many elements of a tensor at once: 32 registers of each of 256 threads.
+# A program holds at most so many elements of a tensor at once.
 TILE = 8192
 # Short rows lie side by side up to so many elements; the interpreter, slow by the program, takes more together.
 TOGETHER = 65536 if INTERPRETED else 2048
@@ -32,7 +32,7 @@ class RowTiles:
         """Tiles of at most `tile` elements, for rows of `cols`."""
         columns = min(triton.next_power_of_2(max(cols, 1)), tile)
         rows = max(1, TOGETHER // columns)
-        return cls(rows, columns, max(1, min(16, rows * columns // 512)))
+        return cls(rows, columns, max(1, min(8, rows * columns // 512)))
 
     def chunk(self, rows: int) -> int:
         """How many rows each of at most CHUNKS programs takes, a multiple of the tile's."""
