@@ -28,11 +28,11 @@ class RowTiles:
     num_warps: int
 
     @classmethod
-    def of(cls, cols: int, tile: int = TILE) -> RowTiles:
-        """Tiles of at most `tile` elements, for rows of `cols`."""
-        columns = min(triton.next_power_of_2(max(cols, 1)), tile)
+    def of(cls, cols: int, *, per_thread: int = 32) -> RowTiles:
+        """Tiles for rows of `cols` elements, so many of them for each thread at most: fewer where much is kept."""
+        columns = min(triton.next_power_of_2(max(cols, 1)), TILE)
         rows = max(1, TOGETHER // columns)
-        return cls(rows, columns, max(1, min(8, rows * columns // 512)))
+        return cls(rows, columns, max(1, min(TILE // 32 // per_thread, rows * columns // 512)))
 
     def chunk(self, rows: int) -> int:
         """How many rows each of at most CHUNKS programs takes, a multiple of the tile's."""
