@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import sys
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from grokkernels import native
+from grokkernels import native, triton
 from grokkernels.version import __version__
 
 
@@ -36,9 +35,11 @@ def _cuda_reason() -> str | None:
 
 
 def _triton_reason() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    return "this release of grokkernels has no Triton kernels"
+    if triton.load_error() is not None or triton.INTERPRETED:
+        return triton.load_error()
+    if torch.cuda.is_available() or torch.xpu.is_available():
+        return None
+    return "torch finds no GPU or driver; TRITON_INTERPRET=1 interprets on the CPU"
 
 
 def _emulated_reason() -> str | None:

@@ -58,7 +58,7 @@ def test_explicit_choice_raises_and_automatic_falls_back() -> None:
 def test_explain() -> None:
     text = grokkernels.explain("rms_norm", X, W)
     assert "-> cpu        supported" in text
-    assert "triton     rms_norm has no triton kernel" in text
+    assert "cuda       this torch" in text or "cuda       the tensors are on cpu" in text
     assert grokkernels.explain(grokkernels.rms_norm, X.double(), W).count("-> reference") == 1
     with pytest.raises(ValueError, match="op is no op: 'rms'"):
         grokkernels.explain("rms", X, W)

@@ -17,8 +17,10 @@ CSRC = ROOT / "csrc"
 ALLOWED = {
     "version": set(),
     "native": set(),
+    "preference": set(),
+    "triton": set(),
     "reference": set(),
-    "dispatch": {"native"},
+    "dispatch": {"native", "preference", "triton"},
     "ops": {"dispatch", "reference"},
     "nn": {"ops"},
     "optim": {"ops"},
@@ -27,7 +29,7 @@ ALLOWED = {
     "testing": {"ops", "reference", "dispatch", "native", "optim"},
 }
 # Third parties that a part may import beside the standard library; None is not held.
-THIRD_PARTIES = {"reference": {"torch"}, "dispatch": {"torch"}, "ops": {"torch"}, "native": {"torch"}}
+THIRD_PARTIES = {"reference": {"torch"}, "dispatch": {"torch"}, "ops": {"torch"}, "native": {"torch"}, "triton": {"torch", "triton", "numpy"}}
 
 
 def _part(path: Path) -> str:

@@ -138,6 +138,11 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     constexprs = frozenset(name for name, word in annotations.items() if word == "constexpr")
     canonical = {name: triton.runtime.jit._normalize_ty(word) for name, word in annotations.items()}
     numbers = [name for name in parameters if name in annotations and name not in constexprs]
+    unknown = [name for name in parameters if name not in annotations and not name.endswith("_ptr")]
+    if unknown:
+        raise TypeError(
+            f"{function.__name__}: {unknown} are no pointers (x_ptr) and have no type, as in `rows: tl.int64`"
+        )
     jit = triton.jit(function, do_not_specialize=numbers)
     return Kernel(jit, parameters, {name: canonical[name] for name in numbers}, constexprs)
 

@@ -44,7 +44,7 @@ def test_drawn_routings(
         assert verdict.passed, verdict
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_there_and_back(backend: str) -> None:
     """With weights 1/K the way back gives the tokens again."""
     x = torch.randn(50, 33)
@@ -70,7 +70,7 @@ def test_the_order_does_not_depend_on_the_schedule(seed: int) -> None:
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("overload", ["native", "emulated"])
+@pytest.mark.parametrize("overload", ["native", "emulated", "triton"])
 @pytest.mark.parametrize("slots", [[[0, 99], [-7, 1]], [[4, 2**31 - 1], [-(2**31), 0]]])
 def test_native_functions_stay_inside(slots: list[list[int]], overload: str) -> None:
     """Whatever slots hold, the native functions read and write their own memory only."""
