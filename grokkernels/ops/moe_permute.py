@@ -94,8 +94,8 @@ def _unpermute_supports_native(y: torch.Tensor, weights: torch.Tensor, slots: to
     return dispatch.native_dtypes(y=y)
 
 
-PERMUTE = dispatch.Row("moe_permute", {"cpu": _permute_supports_native, "cuda": _permute_supports_native})
-UNPERMUTE = dispatch.Row("moe_unpermute", {"cpu": _unpermute_supports_native, "cuda": _unpermute_supports_native})
+PERMUTE = dispatch.Row("moe_permute", dict.fromkeys(("cpu", "cuda", "triton"), _permute_supports_native))
+UNPERMUTE = dispatch.Row("moe_unpermute", dict.fromkeys(("cpu", "cuda", "triton"), _unpermute_supports_native))
 
 
 def int32_indices(indices: torch.Tensor, num_experts: int) -> torch.Tensor:
