@@ -100,9 +100,10 @@ def _file() -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there, or not ours: measured again
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, entry: str, config: dict[str, Any]) -> None:

@@ -15,14 +15,52 @@ import torch
 from grokkernels import dispatch
 from grokkernels.testing import judge
 from grokkernels.testing.case import Case, Table
-from grokkernels.testing.cases import rms_norm
+from grokkernels.testing.cases import (
+    adamw,
+    cross_entropy,
+    dual_rms_norm,
+    flash_attention,
+    flash_attention_varlen,
+    gated_activation,
+    grouped_mm,
+    linear_cross_entropy,
+    merge_attention_states,
+    moe_experts,
+    moe_gate,
+    moe_permute,
+    moe_unpermute,
+    rms_norm,
+    rotary,
+    tables,
+)
 from grokkernels.triton.kernel import Launch, executing
 
+# What differs between the calls: tokens, rows, keys, parameters.
 LENGTHS = [1, 2, 3, 5, 7, 8, 13, 16, 17, 31, *range(32, 2000, 50)]
-# A case of each table for a number of tokens, and how often each of its kernels may be compiled for all of them.
 CASES: dict[str, tuple[Table, Callable[[int], Case]]] = {
+    "adamw": (adamw.TABLE, lambda n: adamw.case((n,), (n, 3), max_norm=1.0)),
+    "cross_entropy": (cross_entropy.TABLE, lambda n: cross_entropy.case(n, 100)),
+    "dual_rms_norm": (dual_rms_norm.TABLE, lambda n: dual_rms_norm.case(n, 64)),
+    "flash_attention": (flash_attention.TABLE, lambda n: flash_attention.case(1, n, n, 2, 1, 32, causal=True)),
+    "flash_attention keys": (flash_attention.TABLE, lambda n: flash_attention.case(1, 1, n, 2, 1, 32)),
+    "flash_attention batch": (flash_attention.TABLE, lambda n: flash_attention.case(n, 3, 5, 2, 1, 32)),
+    "flash_attention_varlen": (
+        flash_attention_varlen.TABLE,
+        lambda n: flash_attention_varlen.case((n, 3, 1), (n, 3, n), 2, 1, 32),
+    ),
+    "gated_activation": (gated_activation.TABLE, lambda n: gated_activation.case(n, 24)),
+    "grouped_mm": (grouped_mm.TABLE, lambda n: grouped_mm.case((n, 0, 2 * n, 5), 32, 48)),
+    "linear_cross_entropy": (linear_cross_entropy.TABLE, lambda n: linear_cross_entropy.case(n, 32, 100)),
+    "merge_attention_states": (merge_attention_states.TABLE, lambda n: merge_attention_states.case(1, n, 2, 16)),
+    "moe_experts": (moe_experts.TABLE, lambda n: moe_experts.case(n, 16, 24, 4, 2)),
+    "moe_gate": (moe_gate.TABLE, lambda n: moe_gate.case(n, 8, top_k=2)),
+    "moe_permute": (moe_permute.TABLE, lambda n: moe_permute.case(n, 16, 4, 2)),
+    "moe_unpermute": (moe_unpermute.TABLE, lambda n: moe_unpermute.case(n, 16, 4, 2)),
     "rms_norm": (rms_norm.TABLE, lambda n: rms_norm.case(n, 64, residual=True)),
+    "rotary": (rotary.TABLE, lambda n: rotary.case(1, n, 2, 16, max_position=2000)),
 }
+# Kernels that have a few shapes to choose from by length, each compiled once.
+FEW: dict[str, int] = {}
 
 
 def key(launch: Launch) -> tuple:
@@ -37,19 +75,21 @@ def key(launch: Launch) -> tuple:
     )
 
 
-def test_every_row_is_here() -> None:
-    rows = {row.name for row in dispatch.ROWS.values() if "triton" in row.supports}
-    assert {table.name for table, _ in CASES.values()} >= rows - {"merge_attention_states"}
+def test_every_table_is_here() -> None:
+    assert {table.name for table, _ in CASES.values()} == {table.name for table in tables().values()}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_lengths_do_not_compile(name: str) -> None:
     assert len(LENGTHS) == 50
     table, case = CASES[name]
+    if "triton" not in dispatch.ROWS[table.name].supports:
+        pytest.skip("no triton kernel")
     keys: dict[str, set[tuple]] = {}
     with executing(lambda launch: keys.setdefault(launch.kernel.name, set()).add(key(launch))):
         for n in LENGTHS:
             arguments = judge.in_dtype(case(n).arguments(), torch.float32)
             judge.run(lambda **kw: table.op(**kw, backend="triton"), arguments, table.grad, None)
     assert keys
-    assert {kernel: len(found) for kernel, found in keys.items()} == dict.fromkeys(keys, 1)
+    counts = {kernel: len(found) for kernel, found in keys.items()}
+    assert all(count <= FEW.get(kernel, 1) for kernel, count in counts.items()), counts
