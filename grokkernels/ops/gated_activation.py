@@ -53,7 +53,7 @@ def _supports_native(gate: torch.Tensor, up: torch.Tensor, kind: str = "gelu_tan
     return dispatch.native_dtypes(gate=gate, up=up)
 
 
-ROW = dispatch.Row("gated_activation", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("gated_activation", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native})
 
 
 def gated_activation(

@@ -33,7 +33,7 @@ def test_drawn_shapes(rows: int, cols: int, kind: str, std: float, dtype: torch.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("backend", "cols"), [("cpu", 33), ("emulated", 33), ("emulated", 64)])
+@pytest.mark.parametrize(("backend", "cols"), [("cpu", 33), ("emulated", 33), ("emulated", 64), ("triton", 33)])
 def test_halves_of_one_tensor(backend: str, cols: int, kind: str) -> None:
     """As a fused projection leaves them: read in place, and the same numbers as from tensors of their own."""
     both = torch.randn(7, 2 * cols).requires_grad_()
@@ -65,7 +65,7 @@ def test_large_outputs_are_streamed_and_equal(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_special_values(backend: str, kind: str) -> None:
     """Far out the activations are 0 and g, their slopes 0 and 1; NaN stays NaN."""
     gate = torch.tensor([-1e30, -1000.0, -0.0, 0.0, 1000.0, 1e30, float("nan")], requires_grad=True)
