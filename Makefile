@@ -6,6 +6,7 @@
 #   make lint     formatting and static checks         make format  apply the formatting
 #   make bench    pytest-benchmark                     make verify  case tables against float64, all CPU levels
 #   make cuda-check  every CUDA kernel through nvcc for four architectures, held to its budget (no GPU needed)
+#   make triton-check  every Triton kernel, ahead of time, for six GPUs of NVIDIA and AMD, held to its budget
 #   make sanitize memory and race checks: C++ unit tests, every case table, the CUDA kernels thread by thread
 #   make judges   bugs planted in the kernels, and the kernels themselves as nvcc's PTX: minutes each
 #   make coverage which lines of the CUDA kernels the case tables run
@@ -28,7 +29,7 @@ SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -nam
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test quick golden lint format bench verify cpp sanitize sanitize-memory sanitize-device sanitize-races judges coverage cuda-check
-.PHONY: gpu gpu-model dist-check install new-op clean
+.PHONY: triton-check gpu gpu-model dist-check install new-op clean
 
 install: $(VENV)/.installed
 
@@ -77,6 +78,9 @@ cpp:
 	cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release -DCMAKE_COMPILE_WARNING_AS_ERROR=ON
 	cmake --build build/cmake --parallel $(JOBS)
 	ctest --test-dir build/cmake --output-on-failure
+
+triton-check: install
+	$(BIN)/python tools/triton_check.py --brief
 
 cuda-check: install
 	$(BIN)/python tools/cuda_check.py

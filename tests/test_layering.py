@@ -29,7 +29,13 @@ ALLOWED = {
     "testing": {"ops", "reference", "dispatch", "native", "optim"},
 }
 # Third parties that a part may import beside the standard library; None is not held.
-THIRD_PARTIES = {"reference": {"torch"}, "dispatch": {"torch"}, "ops": {"torch"}, "native": {"torch"}, "triton": {"torch", "triton", "numpy"}}
+THIRD_PARTIES = {
+    "reference": {"torch"},
+    "dispatch": {"torch"},
+    "ops": {"torch"},
+    "native": {"torch"},
+    "triton": {"torch", "triton", "numpy"},
+}
 
 
 def _part(path: Path) -> str:

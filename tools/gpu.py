@@ -1,4 +1,5 @@
-"""The day a GPU is there: `make gpu`. Conformance of the vocabulary, then the tests, then the benchmarks, in one go.
+"""The day a GPU is there: `make gpu`. Conformance of the vocabulary, the tests, which of the cuda and triton columns is
+faster row by row, the benchmarks, in one go.
 
 Each step runs whatever the one before it said, so that one visit to a GPU tells as much as it can; the exit code is 1
 if any failed. Everything printed is also kept in build/gpu/report.txt.
@@ -81,7 +82,8 @@ def main() -> None:
     results = [
         run_conformance(report),
         run_step(report, "doctor", python, "-m", "grokkernels", "doctor"),
-        run_step(report, "tests", python, "-m", "pytest", "tests", "-k", "cuda"),
+        run_step(report, "tests", python, "-m", "pytest", "tests", "-k", "cuda or triton"),
+        run_step(report, "cuda or triton first", python, "tools/preference.py"),
         run_step(report, "benchmarks", python, "-m", "pytest", "benchmarks", "--benchmark-only"),
     ]
     say(report, f"report: {report}")

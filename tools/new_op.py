@@ -13,6 +13,7 @@ PLACES = {
     "cuda.cu": "csrc/cuda/{op}.cu",
     "torch.cpp": "csrc/torch/{op}.cpp",
     "reference.py": "grokkernels/reference/{op}.py",
+    "triton.py": "grokkernels/triton/{op}.py",
     "contract.py": "grokkernels/ops/{op}.py",
     "cases.py": "grokkernels/testing/cases/{op}.py",
     "test.py": "tests/ops/test_{op}.py",
