@@ -96,7 +96,7 @@ def _supports_native(logits: torch.Tensor, targets: torch.Tensor) -> str | None:
     return dispatch.native_dtypes(logits=logits)
 
 
-ROW = dispatch.Row("cross_entropy", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("cross_entropy", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native})
 
 
 def cross_entropy(

@@ -19,7 +19,8 @@ class TestCases(CaseTableTests):
     table = cases.TABLE
 
 
-BACKENDS = ("cpu", "emulated")
+BACKENDS = ("cpu", "emulated", "triton")
+ON_DEVICE = pytest.mark.parametrize("backend", ["emulated", "triton"])
 
 
 @settings(max_examples=30, deadline=None)
@@ -104,8 +105,9 @@ def test_special_logits(special: float, backend: str) -> None:
     torch.testing.assert_close(ours, F.cross_entropy(full, targets[:1]), equal_nan=True)
 
 
+@ON_DEVICE
 @pytest.mark.parametrize("dtype", cases.TABLE.dtypes)
-def test_rows_and_alignment_do_not_change_a_row_on_the_device(dtype: torch.dtype) -> None:
+def test_rows_and_alignment_do_not_change_a_row_on_the_device(dtype: torch.dtype, backend: str) -> None:
     """Rows of 8199 elements begin at every alignment; alone, or in a wider matrix, each gives the same bits."""
     columns = 8192 + 7
     logits, targets = torch.randn(9, columns).to(dtype), torch.randint(0, columns, (9,))
@@ -114,7 +116,7 @@ def test_rows_and_alignment_do_not_change_a_row_on_the_device(dtype: torch.dtype
     def run(x: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         x = x.detach().requires_grad_()
         losses = grokkernels.cross_entropy(
-            x, targets[rows], softcap=30.0, label_smoothing=0.1, z_loss=1e-3, reduction="none", backend="emulated"
+            x, targets[rows], softcap=30.0, label_smoothing=0.1, z_loss=1e-3, reduction="none", backend=backend
         )
         return losses.detach(), torch.autograd.grad(losses, x, weights[rows])[0]
 
@@ -130,36 +132,40 @@ def test_rows_and_alignment_do_not_change_a_row_on_the_device(dtype: torch.dtype
         assert torch.equal(gradient_alone, gradient[row : row + 1])
 
 
-def test_more_ranges_than_lanes_on_the_device() -> None:
+@ON_DEVICE
+def test_more_ranges_than_lanes_on_the_device(backend: str) -> None:
     """34 ranges of columns, whose maxima lie far apart, merged by the 32 lanes of a warp."""
     columns = 33 * 8192 + 5
     levels = torch.linspace(-4, 4, 34)[torch.randperm(34)]
     logits = torch.randn(1, columns) + levels.repeat_interleave(8192)[:columns]
     target = torch.tensor([columns - 1])
-    ours = grokkernels.cross_entropy(logits, target, backend="emulated")
+    ours = grokkernels.cross_entropy(logits, target, backend=backend)
     torch.testing.assert_close(ours.double(), F.cross_entropy(logits.double(), target), rtol=2e-7, atol=0)
 
 
-def test_targets_strided_on_the_device() -> None:
+@ON_DEVICE
+def test_targets_strided_on_the_device(backend: str) -> None:
     logits, targets = torch.randn(6, 40), torch.randint(0, 40, (6, 3), dtype=torch.int32)
-    ours = grokkernels.cross_entropy(logits, targets[:, 1], backend="emulated")
+    ours = grokkernels.cross_entropy(logits, targets[:, 1], backend=backend)
     torch.testing.assert_close(ours, F.cross_entropy(logits, targets[:, 1].long()))
 
 
+@ON_DEVICE
 @pytest.mark.parametrize("columns", [40, 8192 + 40])
 @pytest.mark.parametrize("outside", [-1, 2**40, -(2**63)])
-def test_targets_outside_are_nan_on_the_device(columns: int, outside: int) -> None:
+def test_targets_outside_are_nan_on_the_device(columns: int, outside: int, backend: str) -> None:
     """The device's host does not look: the row becomes NaN, and so does a mean; the other rows are whole."""
     logits, targets = torch.randn(3, columns), torch.tensor([3, outside, columns - 1])
     options = (0.0, 1.0, 0.0, 0.0, -100)
-    forward, backward = torch.ops.grokkernels.cross_entropy_fwd, torch.ops.grokkernels.cross_entropy_bwd
-    losses, lse = forward.emulated(logits, targets, *options, "none")
-    gradient = backward.emulated(torch.ones(3), logits, targets, lse, *options, "none")
+    ops = torch.ops.grokkernels
+    forward, backward = (getattr(op, backend) for op in (ops.cross_entropy_fwd, ops.cross_entropy_bwd))
+    losses, lse = forward(logits, targets, *options, "none")
+    gradient = backward(torch.ones(3), logits, targets, lse, *options, "none")
     for result in (losses, gradient):
         assert result[1].isnan().all()
         assert result[[0, 2]].isfinite().all()
     targets[1] = columns
-    assert forward.emulated(logits, targets, *options, "mean")[0].isnan()
+    assert forward(logits, targets, *options, "mean")[0].isnan()
 
 
 def test_one_launch_per_pass_over_the_logits() -> None:
