@@ -98,7 +98,7 @@ def _supports_native(
     return dispatch.native_dtypes(x=x, residual=residual, post_weight=post_weight)
 
 
-ROW = dispatch.Row("dual_rms_norm", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("dual_rms_norm", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native})
 
 
 def dual_rms_norm(

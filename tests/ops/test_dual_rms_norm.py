@@ -31,11 +31,12 @@ def test_drawn_shapes(rows: int, cols: int, zero_centered: bool, dtype: torch.dt
     assert verdict.passed, verdict
 
 
-def test_y_is_the_norm_of_h_as_returned() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_y_is_the_norm_of_h_as_returned(backend: str) -> None:
     x, residual = torch.randn(2, 3, 64).bfloat16()
     post, pre = torch.rand(2, 64) + 0.5
-    y, h = grokkernels.dual_rms_norm(x, residual, post, pre, backend="cpu")
-    assert torch.equal(y, grokkernels.rms_norm(h, pre, backend="cpu"))
+    y, h = grokkernels.dual_rms_norm(x, residual, post, pre, backend=backend)
+    assert torch.equal(y, grokkernels.rms_norm(h, pre, backend=backend))
 
 
 def test_large_outputs_are_streamed_and_equal() -> None:
@@ -49,26 +50,28 @@ def test_large_outputs_are_streamed_and_equal() -> None:
 
 
 @pytest.mark.parametrize("used", ["y", "h"])
-def test_one_output_alone(used: str) -> None:
+@pytest.mark.parametrize("native_backend", ["cpu", "triton"])
+def test_one_output_alone(native_backend: str, used: str) -> None:
     """The gradient when only one of the two outputs is used is that of the reference."""
     leaves = [t.requires_grad_() for t in (*torch.randn(2, 5, 40), *(torch.rand(2, 40) + 0.5))]
     index = ("y", "h").index(used)
     gradients = {}
-    for backend in ("cpu", "reference"):
+    for backend in (native_backend, "reference"):
         out = grokkernels.dual_rms_norm(*leaves, backend=backend)[index]
         gradients[backend] = torch.autograd.grad(out.square().sum(), leaves, allow_unused=True)
-    for got, wanted in zip(gradients["cpu"], gradients["reference"], strict=True):
+    for got, wanted in zip(gradients[native_backend], gradients["reference"], strict=True):
         torch.testing.assert_close(got, torch.zeros_like(got) if wanted is None else wanted)
 
 
-def test_rows_do_not_see_each_other() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_rows_do_not_see_each_other(backend: str) -> None:
     x, residual = (t.requires_grad_() for t in torch.randn(2, 9, 333))
     post, pre = torch.rand(2, 333) + 0.5
-    outputs = grokkernels.dual_rms_norm(x, residual, post, pre, backend="cpu")
+    outputs = grokkernels.dual_rms_norm(x, residual, post, pre, backend=backend)
     gradients = torch.autograd.grad(sum(o.sum() for o in outputs), (x, residual))
     for row in range(9):
         one = [t.detach()[row].clone().requires_grad_() for t in (x, residual)]
-        single = grokkernels.dual_rms_norm(*one, post, pre, backend="cpu")
+        single = grokkernels.dual_rms_norm(*one, post, pre, backend=backend)
         assert all(torch.equal(o[row], s) for o, s in zip(outputs, single, strict=True))
         for whole, alone in zip(gradients, torch.autograd.grad(sum(o.sum() for o in single), one), strict=True):
             assert torch.equal(whole[row], alone)
