@@ -54,7 +54,7 @@ def _supports_native(params: Tensors, grads: Tensors, exp_avgs: Tensors = (), ex
     return None
 
 
-ROW = dispatch.Row("adamw", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("adamw", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native})
 
 
 def _check_list(name: str, tensors: Tensors, like: Tensors, device: torch.device) -> None:

@@ -58,7 +58,7 @@ def groups_of(params: list[torch.nn.Parameter]) -> list[dict]:
 
 
 @pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize("backend", ["cpu", "emulated", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton", "reference"])
 def test_ten_steps_equal_torch(max_norm: float | None, backend: str) -> None:
     """The float64 rule over ten steps: torch.optim.AdamW in float64 is the oracle, in float32 the measure."""
     theirs, oracle, ours = parameters(), parameters(torch.float64), parameters()
@@ -142,7 +142,7 @@ def test_amsgrad_state_is_refused() -> None:
         AdamW(parameters()).load_state_dict(saved)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton", "reference"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_norm_not_finite(value: float, backend: str) -> None:
     """With a max_norm the step is skipped and counted; without one the parameter becomes NaN, as in PyTorch."""
@@ -168,7 +168,7 @@ def test_norm_not_finite(value: float, backend: str) -> None:
     assert params[1][3].isnan()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_missing_gradients_and_closure(backend: str) -> None:
     """A parameter without gradient has no state and counts its own steps; the closure's loss is returned."""
     params = parameters()
@@ -190,7 +190,7 @@ def test_missing_gradients_and_closure(backend: str) -> None:
     assert [int(optimizer.state[p]["step"]) for p in params] == [2, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_mixed_dtypes_in_one_group(backend: str) -> None:
     params = [*parameters(), *parameters(torch.bfloat16, seed=1)]
     apart = copy.deepcopy(params)
@@ -202,28 +202,29 @@ def test_mixed_dtypes_in_one_group(backend: str) -> None:
     assert all(torch.equal(p, q) for p, q in zip(params, apart, strict=True))
 
 
-def test_layouts() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_layouts(backend: str) -> None:
     """Transposed parameters are updated where they lie, gradients in another layout are read as they are, and
-    parameters with gaps go to the reference, or are refused when the cpu backend is asked for."""
+    parameters with gaps go to the reference, or are refused when a native backend is asked for."""
     generator = torch.Generator().manual_seed(0)
     dense, grad = torch.randn(6, 9, generator=generator), torch.randn(6, 9, generator=generator)
     expected = torch.nn.Parameter(dense.clone())
     expected.grad = grad
     torch.optim.AdamW([expected]).step()
-    for p, g in (
-        (dense.t().contiguous().t(), grad.t().contiguous().t()),
-        (dense.t().contiguous().t(), grad),
-        (dense.clone(), grad.t().contiguous().t()),
-        (torch.stack([dense, dense], -1)[..., 0], grad),
+    for p, g, dense_backend in (
+        (dense.t().contiguous().t(), grad.t().contiguous().t(), backend),
+        (dense.t().contiguous().t(), grad, backend),
+        (dense.clone(), grad.t().contiguous().t(), backend),
+        (torch.stack([dense, dense], -1)[..., 0], grad, None),
     ):
         p = p.requires_grad_()
         p.grad = g
         strides = p.stride()
-        AdamW([p]).step()
+        AdamW([p], backend=dense_backend).step()
         torch.testing.assert_close(p, expected)
         assert p.stride() == strides
     with pytest.raises(ValueError, match=r"params\[0\] has gaps or overlaps in memory"):
-        AdamW([p], backend="cpu").step()
+        AdamW([p], backend=backend).step()
 
 
 def test_threads_do_not_change_the_norm() -> None:
@@ -241,7 +242,7 @@ def test_more_tensors_than_a_launch_takes() -> None:
     grads = [torch.randn(p.shape, generator=generator).to(p.dtype) for p in params]
     states = [[torch.zeros(p.shape) for p in params] for _ in range(2)]
     results = {}
-    for backend in ("cpu", "emulated"):
+    for backend in ("cpu", "emulated", "triton"):
         copies = copy.deepcopy([params, *states])
         steps = [torch.tensor(float(i)) for i in range(400)]
         native.emulated.reset_counters()
@@ -249,7 +250,8 @@ def test_more_tensors_than_a_launch_takes() -> None:
         assert steps == [i + 1 for i in range(400)]
         results[backend] = norm, *copies
         # 343 tensors have elements, 114 or 115 to a dtype: 2 launches each for the norm and for the update.
-        assert native.emulated.counters()["launches"] == (0 if backend == "cpu" else 3 * 2 + 1 + 2 + 3 * 2)
+        assert native.emulated.counters()["launches"] == (3 * 2 + 1 + 2 + 3 * 2 if backend == "emulated" else 0)
+    torch.testing.assert_close(results["triton"], results["cpu"], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(results["emulated"], results["cpu"], rtol=1e-6, atol=1e-7)
 
 
@@ -276,7 +278,7 @@ def test_alignment_changes_nothing_on_the_device(dtype: torch.dtype) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_nothing_to_update(backend: str) -> None:
     """Empty lists and tensors without elements; the latter count their steps all the same."""
     with grokkernels.use(backend):
@@ -288,7 +290,7 @@ def test_nothing_to_update(backend: str) -> None:
         assert step == 5
         params = parameters()
         AdamW(params, max_norm=1.0).step()
-    overload = torch.ops.grokkernels.adamw.emulated if backend == "emulated" else torch.ops.grokkernels.adamw.native
+    overload = getattr(torch.ops.grokkernels.adamw, "native" if backend == "cpu" else backend)
     overload([], [], [], [], [], torch.ones(()), 0.1, 0.9, 0.99, 1e-8, 0.0, 0.0, False)
 
 
