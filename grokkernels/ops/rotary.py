@@ -70,7 +70,7 @@ def _supports_native(
     return dispatch.native_dtypes(q=q, k=k)
 
 
-ROW = dispatch.Row("rotary", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("rotary", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native})
 
 
 def rotary(

@@ -59,7 +59,7 @@ def test_drawn_shapes(
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize("backend", ["cpu", "emulated", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton", "reference"])
 def test_inplace_writes_into_slices_of_one_tensor(backend: str, interleaved: bool) -> None:
     qkv = torch.randn(2, 5, 4 + 2 + 2, 8)
     before = qkv.clone()
@@ -75,17 +75,18 @@ def test_inplace_writes_into_slices_of_one_tensor(backend: str, interleaved: boo
     assert qkv._version > version
 
 
-def test_inplace_with_a_strided_last_dim() -> None:
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_inplace_with_a_strided_last_dim(backend: str) -> None:
     wide = torch.randn(1, 3, 2, 16)
-    expected, _ = grokkernels.rotary(wide[..., ::2], None, COS, SIN, backend="cpu")
+    expected, _ = grokkernels.rotary(wide[..., ::2], None, COS, SIN, backend=backend)
     odd = wide[..., 1::2].clone()
-    grokkernels.rotary(wide[..., ::2], None, COS, SIN, inplace=True, backend="cpu")
+    grokkernels.rotary(wide[..., ::2], None, COS, SIN, inplace=True, backend=backend)
     assert torch.equal(wide[..., ::2], expected)
     assert torch.equal(wide[..., 1::2], odd)
 
 
 @pytest.mark.parametrize("leaf", [True, False])
-@pytest.mark.parametrize("backend", ["cpu", "emulated", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton", "reference"])
 def test_inplace_under_autograd(backend: str, leaf: bool) -> None:
     x, y = torch.randn(1, 3, 2, 8), torch.randn(1, 3, 1, 8)
     leaves = [t.clone().requires_grad_() for t in (x, y)]
@@ -157,6 +158,7 @@ def test_the_kernel_itself_stays_inside_the_tables(
     assert torch.equal(q, torch.ones_like(q))
 
 
+@pytest.mark.parametrize("overload", ["emulated", "triton"])
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("dim", [24, 23])
 @pytest.mark.parametrize(
@@ -173,7 +175,12 @@ def test_the_kernel_itself_stays_inside_the_tables(
     ],
 )
 def test_device_reads_nothing_outside(
-    positions: list | None, cu_seqlens: list[int] | None, lost: list[int] | None, dim: int, interleaved: bool
+    positions: list | None,
+    cu_seqlens: list[int] | None,
+    lost: list[int] | None,
+    dim: int,
+    interleaved: bool,
+    overload: str,
 ) -> None:
     """Where no row of the tables belongs to a token, the dims that turn become NaN, the others pass; nothing else is
     touched. (`lost` None: cu_seqlens so wrong that only this much is promised.)"""
@@ -188,9 +195,9 @@ def test_device_reads_nothing_outside(
         interleaved,
         False,
     ]
-    y, _ = torch.ops.grokkernels.rotary_fwd.emulated(q, None, cos, sin, *arguments)
+    y, _ = getattr(torch.ops.grokkernels.rotary_fwd, overload)(q, None, cos, sin, *arguments)
     inplace = q.clone()
-    torch.ops.grokkernels.rotary_inplace.emulated(inplace, None, cos, sin, *arguments)
+    getattr(torch.ops.grokkernels.rotary_inplace, overload)(inplace, None, cos, sin, *arguments)
     torch.testing.assert_close(inplace, y, rtol=0, atol=0, equal_nan=True)
     y, q = y.view(8, 3, dim), q.view(8, 3, dim)
     assert torch.equal(y[..., 8:], q[..., 8:])
