@@ -8,6 +8,7 @@
 
 #include "cpu/runtime/level.h"
 #include "cpu/runtime/pool.h"
+#include "machine_limits.h"
 
 namespace py = pybind11;
 namespace cpu = grokkernels::cpu;
@@ -30,6 +31,24 @@ int threads_used() {
   return context.ranges;
 }
 
+// Work for benchmarks to time. Addresses and counts of floats; the caller keeps the memory.
+int64_t limit_fma(int64_t rounds) {
+  double sink = 0;
+  int64_t flops = 0;
+  grokkernels::limit_fma_cpu({rounds, &sink, &flops});
+  return sink == 0 ? 0 : flops;
+}
+
+double limit_read(uintptr_t x, int64_t count) {
+  double sink = 0;
+  grokkernels::limit_read_cpu({reinterpret_cast<const float*>(x), count, &sink});
+  return sink;
+}
+
+void limit_copy(uintptr_t x, uintptr_t y, int64_t count) {
+  grokkernels::limit_copy_cpu({reinterpret_cast<const float*>(x), reinterpret_cast<float*>(y), count});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -43,5 +62,9 @@ PYBIND11_MODULE(_C, m) {
       "set_cpu_level", [](const std::string& name) { cpu::set_level(name.c_str()); }, py::arg("name"),
       "Use this CPU level from now on. ValueError when the machine does not have it.");
   m.def("num_threads", &cpu::num_threads, "Threads the kernels may use now.");
+  m.def("limit_fma", &limit_fma, py::arg("rounds"), "Nothing but multiply-adds, on all threads; how many FLOP.");
+  m.def("limit_read", &limit_read, py::arg("x"), py::arg("count"), "Sums `count` floats at address x, on all threads.");
+  m.def("limit_copy", &limit_copy, py::arg("x"), py::arg("y"), py::arg("count"),
+        "Copies `count` floats from address x to y, aligned to 64 bytes, past the caches.");
   m.def("threads_used", &threads_used, "Ranges, one per thread, into which the pool cuts a parallel region.");
 }
