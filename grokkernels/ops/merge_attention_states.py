@@ -67,7 +67,9 @@ def _supports_native(o1: torch.Tensor, lse1: torch.Tensor, o2: torch.Tensor, lse
     return dispatch.native_dtypes(o1=o1, o2=o2)
 
 
-ROW = dispatch.Row("merge_attention_states", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row(
+    "merge_attention_states", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native}
+)
 
 
 def merge_attention_states(

@@ -34,7 +34,7 @@ def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch
     return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v), scores.logsumexp(-1)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_two_parts_make_the_whole(backend: str) -> None:
     q, k, v = torch.randn(2, 5, 3, 8), torch.randn(2, 11, 3, 8), torch.randn(2, 11, 3, 8)
     expected = _attention(q, k, v)
@@ -44,7 +44,7 @@ def test_two_parts_make_the_whole(backend: str) -> None:
         torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_dead_rows(backend: str) -> None:
     """No keys in either state: 0 and -inf, and no gradient. No keys in one: the other comes back as it is."""
     leaves = [t.requires_grad_() for t in (torch.randn(1, 3, 1, 4), torch.zeros(1, 1, 3), torch.randn(1, 3, 1, 4))]
@@ -65,7 +65,7 @@ def test_dead_rows(backend: str) -> None:
 
 
 @pytest.mark.parametrize("used", [0, 1])
-@pytest.mark.parametrize("native", ["cpu", "emulated"])
+@pytest.mark.parametrize("native", ["cpu", "emulated", "triton"])
 def test_one_output_alone(native: str, used: int) -> None:
     leaves = list(cases.case(2, 3, 4, 8).arguments().values())
     leaves = [t.float().requires_grad_() for t in leaves]
@@ -77,15 +77,17 @@ def test_one_output_alone(native: str, used: int) -> None:
         torch.testing.assert_close(got, torch.zeros_like(got) if wanted is None else wanted)
 
 
-def test_device_long_rows() -> None:
+@pytest.mark.parametrize("backend", ["emulated", "triton"])
+def test_device_long_rows(backend: str) -> None:
     """Rows of more columns than 32 threads hold at once, of either alignment."""
     for dim in (1040, 700, 601):
-        verdict = judge.judge(cases.TABLE, cases.case(1, 3, 5, dim), torch.bfloat16, "emulated")
+        verdict = judge.judge(cases.TABLE, cases.case(1, 3, 5, dim), torch.bfloat16, backend)
         assert verdict.passed, verdict
 
 
+@pytest.mark.parametrize("backend", ["emulated", "triton"])
 @pytest.mark.parametrize("dim", [64, 30])
-def test_device_reads_any_strides(dim: int) -> None:
+def test_device_reads_any_strides(dim: int, backend: str) -> None:
     """Heads before tokens, a slice of a wider tensor, statistics transposed: the bits of dense tensors."""
     wide = torch.randn(2, 3, 5, 2 * dim + 4)
     o1, o2 = wide[..., :dim].transpose(1, 2), torch.randn(2, 5, 3, dim)
@@ -94,7 +96,7 @@ def test_device_reads_any_strides(dim: int) -> None:
 
     def call(*arguments: torch.Tensor) -> list[torch.Tensor]:
         leaves = [t.detach().requires_grad_() for t in arguments]
-        outputs = grokkernels.merge_attention_states(*leaves, backend="emulated")
+        outputs = grokkernels.merge_attention_states(*leaves, backend=backend)
         return [*outputs, *torch.autograd.grad(sum(o.square().sum() for o in outputs), leaves)]
 
     for got, wanted in zip(call(o1, lse1, o2, lse2), call(*dense), strict=True):
