@@ -52,7 +52,7 @@ def _supports_native(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor) ->
     return dispatch.native_dtypes(x=x, w=w)
 
 
-ROW = dispatch.Row("grouped_mm", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("grouped_mm", dict.fromkeys(("cpu", "cuda", "triton"), _supports_native))
 
 
 def _check_values(offsets: torch.Tensor, rows: int) -> None:

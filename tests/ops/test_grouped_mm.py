@@ -40,12 +40,13 @@ def test_drawn_groups(
 TILES = cases.case((130, 0, 3), 104, 264, unused=2)  # two tiles of rows, three of columns, four steps of the sum
 
 
+@pytest.mark.parametrize("backend", ["emulated", "triton"])
 @pytest.mark.parametrize("mt", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts_on_a_device(layout: str, mt: bool) -> None:
+def test_layouts_on_a_device(layout: str, mt: bool, backend: str) -> None:
     """Operands that are copied as they lie, from either side, and those that are read number by number."""
     case = cases.case((130, 0, 3), 104, 264, unused=2, mt=mt)
-    verdict = judge.judge(cases.TABLE, case, torch.bfloat16, "emulated", layout=layout)
+    verdict = judge.judge(cases.TABLE, case, torch.bfloat16, backend, layout=layout)
     assert verdict.passed, verdict
 
 
@@ -95,14 +96,15 @@ def test_hopper(groups: tuple[int, ...], depth: int, cols: int, mt: bool) -> Non
             assert all(torch.equal(one, other) for one, other in zip(runs[0], runs[-1], strict=True))
 
 
-def test_hopper_keeps_groups_apart() -> None:
-    """The boxes of a group reach into the next: its NaN must not come through, not even in sums over rows."""
+@pytest.mark.parametrize("backend", ["emulated", "triton"])
+def test_groups_are_kept_apart(backend: str) -> None:
+    """The tiles of a group reach into the next: its NaN must not come through, not even in sums over rows."""
     x, w = torch.randn(160, 72).bfloat16(), torch.randn(3, 72, 136).bfloat16()
     ends = torch.tensor([70, 75, 160], dtype=torch.int32)
     x[75:] = float("nan")
     x.requires_grad_(), w.requires_grad_()
     with judge.at_level("sm_90"):
-        y = grokkernels.grouped_mm(x, w, ends, backend="emulated")
+        y = grokkernels.grouped_mm(x, w, ends, backend=backend)
         y.sum().backward()
     for part in (y[:75], x.grad[:75], w.grad[:2]):
         assert part.isfinite().all()
@@ -122,7 +124,7 @@ def test_any_number_of_blocks(multiprocessors: int) -> None:
     assert (before[280:] == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_gradient_of_a_sum(backend: str) -> None:
     """The gradient that arrives is one number expanded: every stride is 0."""
     x, w = torch.randn(5, 6, requires_grad=True), torch.randn(2, 6, 3, requires_grad=True)
@@ -142,7 +144,7 @@ def test_weight_gradient_lies_as_the_weight() -> None:
     assert weight.grad.is_contiguous()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_rows_do_not_see_each_other(backend: str) -> None:
     """NaN in one row changes no bit of another."""
     x, w = torch.randn(9, 700), torch.randn(2, 700, 37)
@@ -153,7 +155,7 @@ def test_rows_do_not_see_each_other(backend: str) -> None:
     assert torch.equal(torch.cat([after[:3], after[4:]]), torch.cat([before[:3], before[4:]]))
 
 
-@pytest.mark.parametrize("overload", ["native", "emulated"])
+@pytest.mark.parametrize("overload", ["native", "emulated", "triton"])
 @pytest.mark.parametrize("offsets", [[3, 1], [-5, 2], [9, 9], [2**31 - 1, -(2**31)]])
 def test_native_function_stays_inside(offsets: list[int], overload: str) -> None:
     """Whatever offsets hold, the native function reads and writes its own memory only."""

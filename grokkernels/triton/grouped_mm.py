@@ -1,0 +1,199 @@
+"""grouped_mm in Triton: y[r] = x[r] @ w[e] for the rows r of group e, x (M, K), w (E, K, N), and its derivatives.
+
+A program has one tile of one group, which it finds from the offsets on the device: the grid is the most tiles that M
+rows in E groups can have, and the few programs without a tile end at once. Rows past the last group are a group of
+their own that is filled with zeros. The gradient of x is the same product with w's strides exchanged; that of w has a
+program for each tile of each group and goes over the group's rows. (Idea: Gale et al., "MegaBlocks", 2022.)
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from grokkernels.triton import tuning
+from grokkernels.triton.kernel import kernel
+from grokkernels.triton.matmul import (
+    aligned,
+    aligned_stack,
+    configs,
+    find_tile,
+    in_bands,
+    right_matrix,
+    right_tile,
+    row_tiles,
+    rows_matrix,
+    rows_of_group,
+)
+from grokkernels.triton.tuning import Config
+
+
+@kernel
+def grouped_mm_kernel(
+    x_ptr,  # (rows, DEPTH)
+    w_ptr,  # (GROUPS, DEPTH, COLS), of the strides W_STACK, W_DEPTH and W_COL, one of the last two 1
+    offsets_ptr,  # (GROUPS) int32
+    y_ptr,  # (rows, Y_COLS), the first columns of the product
+    rows: tl.int32,
+    GROUPS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    COLS: tl.constexpr,
+    Y_COLS: tl.constexpr,
+    W_STACK: tl.constexpr,
+    W_DEPTH: tl.constexpr,
+    W_COL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    ACROSS: tl.constexpr = (Y_COLS + BN - 1) // BN
+    tile, across = in_bands(tl.program_id(0), tl.num_programs(0) // ACROSS, ACROSS)
+    group, first, end = find_tile(offsets_ptr, tile, rows, GROUPS, BM)
+    if group > GROUPS:
+        return
+    acc = tl.zeros((BM, BN), tl.float32)
+    if group < GROUPS:
+        x = rows_matrix(x_ptr, rows, DEPTH, BM, BK)
+        w = right_matrix(w_ptr + group.to(tl.int64) * W_STACK, DEPTH, COLS, W_DEPTH, W_COL, BK, BN)
+        for k in range(0, DEPTH, BK):
+            right = right_tile(w, k, across * BN, W_COL)
+            acc = tl.dot(x.load([first, k]), right, acc, input_precision=PRECISION)
+    row, column = first + tl.arange(0, BM), across * BN + tl.arange(0, BN)
+    inside = (row < end)[:, None] & (column < Y_COLS)[None, :]
+    tl.store(y_ptr + row.to(tl.int64)[:, None] * Y_COLS + column[None, :], acc.to(y_ptr.dtype.element_ty), inside)
+
+
+@triton.jit
+def rows_tile(
+    x, x_ptr, pair_ptr, first, end, column,
+    COLS: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """BK rows from `first`, BLOCK columns: of the descriptor x, or of x_ptr the rows of the tokens of pair_ptr's pairs.
+
+    Without WHOLE the rows from `end` on are 0.
+    """
+    row = first + tl.arange(0, BK)
+    if pair_ptr is None:
+        tile = x.load([first, column])
+    else:
+        token = tl.maximum(tl.load(pair_ptr + row, row < end, 0), 0).to(tl.int64) // TOP_K
+        place = column + tl.arange(0, BLOCK)
+        tile = tl.load(x_ptr + token[:, None] * COLS + place[None, :], (place < COLS)[None, :], 0.0)
+    return tile if WHOLE else tl.where((row < end)[:, None], tile, tl.zeros_like(tile))
+
+
+@kernel
+def grouped_mm_dw_kernel(
+    a_ptr,  # (rows, A_COLS); with a_pair_ptr of tokens, not of rows
+    a_pair_ptr,  # (rows) int32, or None: the pair of each row; a token has TOP_K
+    b_ptr,  # (rows, B_COLS), likewise
+    b_pair_ptr,
+    offsets_ptr,  # (groups) int32
+    dw_ptr,  # (groups, HEIGHT, WIDTH), the first rows and columns of the products
+    rows: tl.int32,
+    A_COLS: tl.constexpr,
+    B_COLS: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    HIGH: tl.constexpr = (HEIGHT + BM - 1) // BM
+    ACROSS: tl.constexpr = (WIDTH + BN - 1) // BN
+    group = tl.program_id(0) // (HIGH * ACROSS)
+    down, across = in_bands(tl.program_id(0) % (HIGH * ACROSS), HIGH, ACROSS)
+    begin, end = rows_of_group(offsets_ptr, group, rows)
+    a = rows_matrix(a_ptr, rows, A_COLS, BK, BM)
+    b = rows_matrix(b_ptr, rows, B_COLS, BK, BN)
+    acc = tl.zeros((BM, BN), tl.float32)
+    # The last step leaves out what the next group has there: NaN, maybe, which times 0 would come through.
+    whole = begin + (end - begin) // BK * BK
+    for first in range(begin, whole, BK):
+        left = rows_tile(a, a_ptr, a_pair_ptr, first, end, down * BM, A_COLS, TOP_K, BM, BK, True)
+        right = rows_tile(b, b_ptr, b_pair_ptr, first, end, across * BN, B_COLS, TOP_K, BN, BK, True)
+        acc = tl.dot(left.T, right, acc, input_precision=PRECISION)
+    for first in tl.range(whole, end, BK, num_stages=1):
+        left = rows_tile(a, a_ptr, a_pair_ptr, first, end, down * BM, A_COLS, TOP_K, BM, BK, False)
+        right = rows_tile(b, b_ptr, b_pair_ptr, first, end, across * BN, B_COLS, TOP_K, BN, BK, False)
+        acc = tl.dot(left.T, right, acc, input_precision=PRECISION)
+    row, column = down * BM + tl.arange(0, BM), across * BN + tl.arange(0, BN)
+    inside = (row < HEIGHT)[:, None] & (column < WIDTH)[None, :]
+    place = (group.to(tl.int64) * HEIGHT + row)[:, None] * WIDTH + column[None, :]
+    tl.store(dw_ptr + place, acc.to(dw_ptr.dtype.element_ty), inside)
+
+
+def product(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x (M, K), w (E, K, N) -> (M, N) in `dtype`."""
+    rows, (groups, depth, cols) = x.shape[0], w.shape
+    if depth == 0:
+        return x.new_zeros((rows, cols), dtype=dtype)
+    x, w, offsets = aligned(x), aligned_stack(w), offsets.contiguous()
+    y = x.new_empty((rows, cols), dtype=dtype)
+
+    def launch(config: Config) -> None:
+        grid = row_tiles(rows, groups, config.tiles["BM"]) * triton.cdiv(cols, config.tiles["BN"])
+        grouped_mm_kernel[(grid,)](
+            x, w, offsets, y, rows, GROUPS=groups, DEPTH=w.shape[1], COLS=w.shape[2], Y_COLS=cols,
+            W_STACK=w.stride(0), W_DEPTH=w.stride(1), W_COL=w.stride(2), **config.meta(),
+        )  # fmt: skip
+
+    key = (groups, depth, cols, w.stride(2) == 1, x.dtype, dtype)
+    launch(tuning.choose("grouped_mm_kernel", key, configs(x.dtype), launch))
+    return y
+
+
+def products_of_rows(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offsets: torch.Tensor,
+    *,
+    a_pair: torch.Tensor | None = None,
+    b_pair: torch.Tensor | None = None,
+    top_k: int = 1,
+) -> torch.Tensor:
+    """a (M, K), b (M, N) -> (E, K, N): a_e^T b_e over the rows of each group.
+
+    With a_pair (M) int32, a has tokens: row r is a[a_pair[r] // top_k]; b_pair likewise.
+    """
+    rows = (a if a_pair is None else a_pair).shape[0]
+    groups, a_cols, b_cols = offsets.shape[0], a.shape[1], b.shape[1]
+    dw = a.new_empty((groups, a_cols, b_cols))
+    a, b, offsets = aligned(a), aligned(b), offsets.contiguous()
+
+    def launch(config: Config) -> None:
+        grid = groups * triton.cdiv(a_cols, config.tiles["BM"]) * triton.cdiv(b_cols, config.tiles["BN"])
+        grouped_mm_dw_kernel[(grid,)](
+            a, a_pair, b, b_pair, offsets, dw, rows, A_COLS=a.shape[1], B_COLS=b.shape[1], HEIGHT=a_cols, WIDTH=b_cols,
+            TOP_K=top_k, **config.meta(),
+        )  # fmt: skip
+
+    key = (groups, a_cols, b_cols, a_pair is None, b_pair is None, a.dtype)
+    launch(tuning.choose("grouped_mm_dw_kernel", key, configs(a.dtype)[:1], launch))  # wider ones spill on sm_80
+    return dw
+
+
+def grouped_mm(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    return product(x, w, offsets, x.dtype)
+
+
+def grouped_mm_bwd(
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    dx = product(dy, w.mT, offsets, x.dtype)
+    if w.stride(1) == 1 and w.stride(2) != 1:  # dw lies in memory as w does
+        return dx, products_of_rows(dy, x, offsets).mT
+    return dx, products_of_rows(x, dy, offsets)
+
+
+def example_calls(dtype: torch.dtype) -> None:
+    """The launchers at real sizes, for the ahead-of-time check: Grok-1's down projection, as nn.Linear keeps it and as
+    it is multiplied, and odd widths."""
+    offsets = torch.empty(8, dtype=torch.int32, device="meta")
+    for depth, cols in ((32768, 6144), (6143, 6145)):
+        x, w = (torch.empty(*shape, dtype=dtype, device="meta") for shape in ((16384, depth), (8, cols, depth)))
+        grouped_mm_bwd(grouped_mm(x, w.mT, offsets), x, w.mT, offsets)

@@ -1,0 +1,126 @@
+"""Operands of matrix products, and where the tiles of groups of rows lie: for every kernel that multiplies matrices.
+
+Matrices are read with tensor descriptors: the copy engine of sm_90 and newer, pointers and bounds on other GPUs, in one
+text. So that these read 16-byte vectors everywhere, one that is not of whole vectors is filled up with zeros before.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from grokkernels.triton import INTERPRETED
+from grokkernels.triton.tuning import Config
+
+# Rows of tiles that go over the columns together, so that programs at work share operands in the L2 cache.
+BAND = tl.constexpr(8)
+
+
+@triton.jit
+def in_bands(program, high, ACROSS: tl.constexpr):
+    """Program number -> (row, column) of `high` x ACROSS tiles: bands of BAND rows, column by column in a band."""
+    band = program // (BAND * ACROSS) * BAND
+    in_band = tl.minimum(high - band, BAND)
+    rest = program - band * ACROSS
+    return band + rest % in_band, rest // in_band
+
+
+@triton.jit
+def find_tile(offsets_ptr, tile, rows, GROUPS: tl.constexpr, BM: tl.constexpr):
+    """Row tile number `tile` of groups that end before rows offsets[e]: its group, its first row, the group's end.
+
+    Rows past the last group are group GROUPS; where the group is higher there is no such tile. Whatever offsets hold, a
+    tile begins inside the rows there are.
+    """
+    SLOTS: tl.constexpr = triton.next_power_of_2(GROUPS + 1)
+    group = tl.arange(0, SLOTS)
+    begin = tl.load(offsets_ptr + group - 1, (group > 0) & (group <= GROUPS), 0)
+    end = tl.load(offsets_ptr + group, group < GROUPS, 0)
+    begin = tl.minimum(tl.maximum(begin, 0), rows)
+    end = tl.where(group < GROUPS, tl.minimum(tl.maximum(end, 0), rows), rows)
+    tiles = tl.where(group <= GROUPS, (tl.maximum(end - begin, 0) + BM - 1) // BM, 0)
+    found = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
+    before = tl.sum(tl.where(group < found, tiles, 0), 0)
+    first = tl.sum(tl.where(group == found, begin, 0), 0) + (tile - before) * BM
+    return found, first, tl.sum(tl.where(group == found, end, 0), 0)
+
+
+@triton.jit
+def rows_of_group(offsets_ptr, group, rows):
+    """First row and end of a group, inside the rows there are."""
+    begin = tl.minimum(tl.maximum(tl.load(offsets_ptr + group - 1, group > 0, 0), 0), rows)
+    return begin, tl.maximum(tl.minimum(tl.load(offsets_ptr + group), rows), begin)
+
+
+@triton.jit
+def rows_matrix(x_ptr, rows, COLS: tl.constexpr, HIGH: tl.constexpr, WIDE: tl.constexpr):
+    """x (rows, COLS), contiguous, to load tiles HIGH x WIDE of; zero outside."""
+    return tl.make_tensor_descriptor(x_ptr, [rows, COLS], [COLS, 1], [HIGH, WIDE])
+
+
+@triton.jit
+def right_matrix(
+    w_ptr,
+    DEPTH: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH_STRIDE: tl.constexpr,
+    COL_STRIDE: tl.constexpr,
+    BK: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """w (DEPTH, COLS), one of its strides 1, for `right_tile`."""
+    if COL_STRIDE == 1:
+        return tl.make_tensor_descriptor(w_ptr, [DEPTH, COLS], [DEPTH_STRIDE, 1], [BK, BN])
+    else:
+        return tl.make_tensor_descriptor(w_ptr, [COLS, DEPTH], [COL_STRIDE, 1], [BN, BK])
+
+
+@triton.jit
+def right_tile(w, depth, column, COL_STRIDE: tl.constexpr):
+    """w[depth : depth + BK, column : column + BN], zero outside."""
+    if COL_STRIDE == 1:
+        return w.load([depth, column])
+    else:
+        return w.load([column, depth]).T
+
+
+def configs(dtype: torch.dtype) -> tuple[Config, ...]:
+    """Tiles BM x BN of a product, the sum taken BK at a time."""
+    if INTERPRETED:
+        return (Config({"BM": 256, "BN": 256, "BK": 256}),)
+    if dtype == torch.float32:  # three tf32 products: the parts of the operands take registers
+        return (Config({"BM": 128, "BN": 64, "BK": 32}, num_warps=8, num_stages=3),)
+    return (
+        Config({"BM": 128, "BN": 128, "BK": 64}, num_warps=8, num_stages=3),
+        Config({"BM": 128, "BN": 256, "BK": 32}, num_warps=8, num_stages=3),
+    )
+
+
+def row_tiles(rows: int, groups: int, tile: int) -> int:
+    """The most tiles that `groups` groups of `rows` rows in all, and those past the last one, can have."""
+    if rows > 2**31 - tile:
+        raise ValueError(f"there must be fewer than 2^31 rows, got {rows}")
+    return triton.cdiv(rows, tile) + groups if rows else 0
+
+
+def aligned(x: torch.Tensor) -> torch.Tensor:
+    """x (..., K) or (E, K, N), contiguous, its matrix dimensions filled up with zeros to multiples of 16 bytes."""
+    vector = 16 // x.element_size()
+    lacking = [(0, -size % vector) for size in (x.shape[-1], *x.shape[1:-1])]
+    x = torch.nn.functional.pad(x, sum(lacking, ())) if any(add for _, add in lacking) else x.contiguous()
+    return x if _starts_aligned(x) else x.clone()
+
+
+def aligned_stack(w: torch.Tensor) -> torch.Tensor:
+    """w (E, K, N), dense along K or N, filled up likewise: w itself, however its matrices lie, where nothing lacks."""
+    vector = 16 // w.element_size()
+    for dim, other in ((2, 1), (1, 2)):
+        steps = (w.shape[1], w.shape[2], w.stride(0), w.stride(other))
+        if w.stride(dim) == 1 and w.stride(other) >= w.shape[dim] and not any(step % vector for step in steps):
+            return w if _starts_aligned(w) else aligned(w)
+    return aligned(w.mT).mT if w.stride(1) == 1 else aligned(w)
+
+
+def _starts_aligned(x: torch.Tensor) -> bool:
+    return x.is_meta or x.data_ptr() % 16 == 0
