@@ -1,0 +1,1 @@
+"""What the benchmarks share: contenders taken in turn, the machine's limits beside them, peers, and the report."""
