@@ -71,7 +71,9 @@ def _supports_native(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tenso
     return dispatch.native_dtypes(x=x, weight=weight)
 
 
-ROW = dispatch.Row("linear_cross_entropy", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row(
+    "linear_cross_entropy", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native}
+)
 
 
 def linear_cross_entropy(

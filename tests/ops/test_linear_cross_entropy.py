@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,6 +20,9 @@ class TestCases(CaseTableTests):
     table = cases.TABLE
 
 
+ON_DEVICE = pytest.mark.parametrize("backend", ["emulated", "triton"])
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.integers(16, 40),
@@ -28,7 +33,7 @@ class TestCases(CaseTableTests):
     label_smoothing=st.sampled_from([0.0, 0.1]),
     ignored=st.sampled_from([0.0, 0.5]),
     dtype=st.sampled_from(cases.TABLE.dtypes),
-    backend=st.sampled_from(["cpu", "emulated"]),
+    backend=st.sampled_from(["cpu", "emulated", "triton"]),
 )
 def test_drawn_shapes(
     rows: int, width: int, vocabulary: int, dtype: torch.dtype, backend: str, **options: float
@@ -39,7 +44,7 @@ def test_drawn_shapes(
     assert verdict.passed, verdict
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_gradient_of_every_reduction(reduction: str, backend: str) -> None:
     """Scaled and weighted upstream gradients reach x and weight as through plain logits."""
@@ -72,6 +77,7 @@ def test_several_pieces_of_dlogits() -> None:
 
 @pytest.mark.slow
 def test_several_pieces_of_dlogits_on_a_device() -> None:
+    """Triton's is below, with small pieces."""
     rows, vocabulary = 5000, 3400
     x, weight = torch.randn(rows, 8).bfloat16(), torch.randn(vocabulary, 8).bfloat16()
     targets = torch.randint(0, vocabulary, (rows,))
@@ -80,6 +86,20 @@ def test_several_pieces_of_dlogits_on_a_device() -> None:
     torch.testing.assert_close(*losses)
     gradients = [torch.autograd.grad(loss, leaves) for loss in losses]
     torch.testing.assert_close(*gradients, rtol=2e-2, atol=2e-6)
+
+
+def test_several_pieces_of_dlogits_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer bytes than one piece takes: dx is summed over four, the last of them short, dweight written in four."""
+    module = importlib.import_module("grokkernels.triton.linear_cross_entropy")
+    arguments = cases.case(30, 16, 3400, softcap=30.0, ignored=0.3).arguments()
+    leaves = [arguments[name].float().requires_grad_() for name in ("x", "weight")]
+    gradients = []
+    for held in (module.HELD, 1):
+        monkeypatch.setattr(module, "HELD", held)
+        loss = grokkernels.linear_cross_entropy(*leaves, arguments["targets"], softcap=30.0, backend="triton")
+        gradients.append(torch.autograd.grad(loss, leaves))
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-8)
+    assert torch.equal(gradients[0][1], gradients[1][1])
 
 
 def test_neither_rows_nor_threads_change_a_result() -> None:
@@ -102,7 +122,7 @@ def test_neither_rows_nor_threads_change_a_result() -> None:
         assert torch.equal(dx[rows], whole[1][rows])
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_only_the_gradients_asked_for(backend: str) -> None:
     x, weight, targets = torch.randn(6, 8), torch.randn(20, 8), torch.tensor([1, 2, 3, -100, 0, 19])
     leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -119,7 +139,7 @@ def test_only_the_gradients_asked_for(backend: str) -> None:
         assert parts[1 - i].grad is None
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_ignored_rows_are_not_read(backend: str) -> None:
     x, weight, targets = torch.randn(3, 8), torch.randn(20, 8).requires_grad_(), torch.tensor([1, -100, 0])
     x[1] = torch.nan
@@ -152,14 +172,15 @@ def test_any_schedule_gives_the_same_bits(dtype: torch.dtype) -> None:
     assert native.emulated.counters()["bank_conflicts"] == 0
 
 
-def test_rows_of_a_device_do_not_see_the_batch() -> None:
+@ON_DEVICE
+def test_rows_of_a_device_do_not_see_the_batch(backend: str) -> None:
     """What a row gets depends on neither the other rows nor where they lie, across two ranges of columns."""
     targets = torch.tensor([0, 7, 4200, -100, 4, 5, 4096, 1])
     x, weight = torch.randn(8, 16), torch.randn(4300, 16)
 
     def run(rows: slice) -> tuple[torch.Tensor, ...]:
         part = x[rows].clone().requires_grad_()
-        losses = grokkernels.linear_cross_entropy(part, weight, targets[rows], reduction="none", backend="emulated")
+        losses = grokkernels.linear_cross_entropy(part, weight, targets[rows], reduction="none", backend=backend)
         return losses, *torch.autograd.grad(losses.sum(), part)
 
     whole = run(slice(None))
@@ -168,13 +189,14 @@ def test_rows_of_a_device_do_not_see_the_batch() -> None:
             assert torch.equal(one, other[rows])
 
 
+@ON_DEVICE
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 65536.0, 1e30])
-def test_gradients_of_any_size_on_a_device(scale: float) -> None:
+def test_gradients_of_any_size_on_a_device(scale: float, backend: str) -> None:
     """dlogits are 16-bit numbers, whatever the loss is multiplied by."""
     arguments = judge.in_dtype(cases.case(30, 16, 50, logit_scale=8.0, reduction="sum").arguments(), torch.float16)
     tensors, options = [arguments[name] for name in ("x", "weight", "targets")], (0.0, 8.0, 0.0, 0.0, -100, "sum")
-    _, lse = torch.ops.grokkernels.linear_cross_entropy_fwd.emulated(*tensors, *options)
-    bwd = torch.ops.grokkernels.linear_cross_entropy_bwd.emulated
+    _, lse = getattr(torch.ops.grokkernels.linear_cross_entropy_fwd, backend)(*tensors, *options)
+    bwd = getattr(torch.ops.grokkernels.linear_cross_entropy_bwd, backend)
     gradients = [bwd(torch.tensor(factor), *tensors, lse, True, True, *options) for factor in (1.0, scale)]
     for one, scaled in zip(*gradients, strict=True):
         wanted = (one.double() * scale).half()
@@ -183,18 +205,20 @@ def test_gradients_of_any_size_on_a_device(scale: float) -> None:
         assert not scaled.isnan().any()
 
 
-def test_a_target_outside_is_nan_on_a_device() -> None:
+@ON_DEVICE
+def test_a_target_outside_is_nan_on_a_device(backend: str) -> None:
     """Nothing can look at targets there: such a row's loss and gradient are NaN, the others' are as ever."""
     x, weight = torch.randn(4, 8), torch.randn(20, 8)
     options = (0.0, 1.0, 0.0, 0.0, -100, "none")
     targets, wrong = torch.tensor([1, 2, -100, 19]), torch.tensor([1, 20, -100, 19])
-    fwd, bwd = torch.ops.grokkernels.linear_cross_entropy_fwd, torch.ops.grokkernels.linear_cross_entropy_bwd
-    loss, lse = fwd.emulated(x, weight, wrong, *options)
-    right, right_lse = fwd.emulated(x, weight, targets, *options)
+    ops = torch.ops.grokkernels
+    fwd, bwd = (getattr(op, backend) for op in (ops.linear_cross_entropy_fwd, ops.linear_cross_entropy_bwd))
+    loss, lse = fwd(x, weight, wrong, *options)
+    right, right_lse = fwd(x, weight, targets, *options)
     assert loss.isnan().tolist() == [False, True, False, False]
     assert torch.equal(loss[[0, 2, 3]], right[[0, 2, 3]])
-    dx, _ = bwd.emulated(torch.ones(4), x, weight, wrong, lse, True, True, *options)
-    right_dx, _ = bwd.emulated(torch.ones(4), x, weight, targets, right_lse, True, True, *options)
+    dx, _ = bwd(torch.ones(4), x, weight, wrong, lse, True, True, *options)
+    right_dx, _ = bwd(torch.ones(4), x, weight, targets, right_lse, True, True, *options)
     assert dx[1].isnan().all()
     assert torch.equal(dx[[0, 2, 3]], right_dx[[0, 2, 3]])
 
