@@ -1,7 +1,4 @@
-"""dual_rms_norm beside F.rms_norm, an addition and F.rms_norm.
-
-pytest benchmarks/bench_dual_rms_norm.py --benchmark-only
-"""
+"""dual_rms_norm, the seam of a sandwich-normed block: pytest benchmarks/bench_dual_rms_norm.py --benchmark-only"""
 
 from __future__ import annotations
 
@@ -9,34 +6,43 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import grokkernels
-from grokkernels.testing import judge
+from benchmarks.bench_rms_norm import fused, plain
+from benchmarks.harness.judging import right
+from benchmarks.harness.passes import DIRECTIONS, DTYPES, FORWARD, calls, word
+from benchmarks.harness.peers import compiled
+from benchmarks.harness.work import OURS, Work
 from grokkernels.testing.cases import dual_rms_norm as cases
 
-SHAPES = {"training": (4096, 4096), "grok-1": (2048, 6144), "decode": (1, 6144)}
+SHAPES = {"Grok-1": (2048, 6144), "decode": (1, 6144)}
 
 
-def eager(x: torch.Tensor, residual: torch.Tensor, post: torch.Tensor, pre: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    h = residual + F.rms_norm(x, post.shape, post, 1e-5)
-    return F.rms_norm(h, pre.shape, pre, 1e-5), h
+def seam(norm: Any) -> Any:
+    def call(x: torch.Tensor, residual: torch.Tensor, post: torch.Tensor, pre: torch.Tensor) -> tuple:
+        h = residual + norm(x, post)
+        return norm(h, pre), h
+
+    return call
 
 
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=word)
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dual_rms_norm(benchmark: Any, shape: str, dtype: torch.dtype, direction: str, backend: str) -> None:
+def test_dual_rms_norm(compare: Any, shape: str, direction: str, dtype: torch.dtype) -> None:
     rows, cols = SHAPES[shape]
-    if backend == "cpu":
-        verdict = judge.judge(cases.TABLE, cases.case(min(rows, 64), cols), dtype, backend)
-        assert verdict.passed, verdict
-    x, residual, dy, dh = torch.randn(4, rows, cols, generator=torch.Generator().manual_seed(0)).to(dtype)
-    weights = torch.ones(2, cols, dtype=dtype).unbind()
-    function = eager if backend == "eager" else lambda *a: grokkernels.dual_rms_norm(*a, backend=backend)
-    if direction == "forward":
-        benchmark(function, x, residual, *weights)
-        return
-    leaves = [t.clone().requires_grad_() for t in (x, residual, *weights)]
-    benchmark(lambda: torch.autograd.grad(function(*leaves), leaves, (dy, dh)))
+    tensors = (*torch.randn(2, rows, cols).to(dtype), *torch.rand(2, cols).to(dtype))
+    functions = {
+        OURS: grokkernels.dual_rms_norm,
+        "torch": seam(plain),
+        "torch fused": seam(fused),
+        "torch.compile": compiled(seam(plain)),
+    }
+    size = rows * cols * dtype.itemsize
+    # Forward x and residual in, y and h out; backward x, h, dy and dh in, dx and dresidual out.
+    read, written = (2 * size, 2 * size) if direction == FORWARD else (6 * size, 4 * size)
+    compare(
+        Work("dual_rms_norm", f"{rows} x {cols}", word(dtype), direction, read=read, written=written),
+        calls(functions, tensors, direction),
+        right(cases.TABLE, cases.case(min(rows, 64), cols), dtype),
+    )

@@ -32,7 +32,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def vllm() -> Absent | None:
+def find_vllm() -> Absent | None:
     """Loads vLLM's CPU operators as torch.ops._C; what keeps them away, if anything does."""
     levels = [name for name in ("avx512", "avx2") if name in _cpu_levels()]
     if not levels:
