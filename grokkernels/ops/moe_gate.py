@@ -94,13 +94,13 @@ def _supports_cpu(logits: torch.Tensor, top_k: int, **options: Any) -> str | Non
     return dispatch.native_dtypes(logits=logits)
 
 
-def _supports_cuda(logits: torch.Tensor, top_k: int, **options: Any) -> str | None:
+def _supports_gpu(logits: torch.Tensor, top_k: int, **options: Any) -> str | None:
     if logits.shape[-1] > 1024:
         return f"logits has {logits.shape[-1]} experts; up to 1024 are supported"
     return dispatch.native_dtypes(logits=logits)
 
 
-ROW = dispatch.Row("moe_gate", {"cpu": _supports_cpu, "cuda": _supports_cuda})
+ROW = dispatch.Row("moe_gate", {"cpu": _supports_cpu, "cuda": _supports_gpu, "triton": _supports_gpu})
 
 
 def moe_gate(

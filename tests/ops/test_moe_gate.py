@@ -27,7 +27,7 @@ def run(logits: torch.Tensor, top_k: int, *, backend: str = "cpu", **options: An
 
 
 def native_backends() -> list[Backend]:
-    return [*cpu_backends(), Backend("emulated")]
+    return [*cpu_backends(), Backend("emulated"), Backend("triton")]
 
 
 @st.composite
@@ -148,14 +148,16 @@ def test_same_bits_with_any_schedule(seed: int) -> None:
         assert torch.equal(now, then)
 
 
-def test_more_rows_than_a_device_has_blocks_for() -> None:
+@pytest.mark.parametrize("backend", ["emulated", "triton"])
+def test_more_rows_than_a_device_has_blocks_for(backend: str) -> None:
     logits = permuted_grid(66000, 8, 0)
-    for got, expected in zip(run(logits, 2, backend="emulated"), run(logits, 2), strict=True):
+    for got, expected in zip(run(logits, 2, backend=backend), run(logits, 2), strict=True):
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("backend", ["emulated", "triton"])
 @pytest.mark.parametrize("experts", [1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 512, 513, 1024])
-def test_every_way_to_share_a_row(experts: int) -> None:
+def test_every_way_to_share_a_row(experts: int, backend: str) -> None:
     """The lanes and the experts of each lane, at both ends of what they take, and all experts chosen."""
     logits = permuted_grid(3, experts, 0)
     for top_k in {1, experts}:
@@ -163,20 +165,21 @@ def test_every_way_to_share_a_row(experts: int) -> None:
             reference, {"logits": logits, "top_k": top_k}, ("logits",), None
         )
         arguments = {"logits": logits, "top_k": top_k}
-        got, grad, _ = judge.run(partial(run, backend="emulated"), arguments, ("logits",), cotangents)
+        got, grad, _ = judge.run(partial(run, backend=backend), arguments, ("logits",), cotangents)
         torch.testing.assert_close(got, expected)
         torch.testing.assert_close(grad, expected_grad)
 
 
 def test_a_device_takes_1024_experts() -> None:
     logits = torch.zeros(2, 1025)
-    with pytest.raises(ValueError, match="logits has 1025 experts; up to 1024 are supported"):
-        run(logits, 2, backend="emulated")
+    for backend in ("emulated", "triton"):
+        with pytest.raises(ValueError, match="logits has 1025 experts; up to 1024 are supported"):
+            run(logits, 2, backend=backend)
     with pytest.raises(RuntimeError, match="there may be 1024 experts at most, got 1025"):
         torch.ops.grokkernels.moe_gate_fwd.emulated(logits, None, 1, 1, 2, False, 0.0, False, 1.0, False, 0.0, 0)
 
 
-@pytest.mark.parametrize("overload", ["native", "emulated"])
+@pytest.mark.parametrize("overload", ["native", "emulated", "triton"])
 @pytest.mark.parametrize("indices", [[[-1, 4], [7, 2**31 - 1]], [[0, 0], [-(2**31), 3]]])
 def test_native_functions_stay_inside(indices: list[list[int]], overload: str) -> None:
     """Whatever indices hold, the gradient reads and writes its own memory only."""
@@ -187,7 +190,7 @@ def test_native_functions_stay_inside(indices: list[list[int]], overload: str) -
     assert backward(torch.ones(2, 2), None, None, torch.randn(2, 4), wrong, counts, *options).isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_all_rows_nowhere(backend: str) -> None:
     logits = torch.full((5, 4), float("nan"), requires_grad=True)
     routing = run(logits, 2, backend=backend)
@@ -199,7 +202,7 @@ def test_all_rows_nowhere(backend: str) -> None:
     assert (logits.grad == 0).all()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_a_nan_bias_keeps_indices_in_range(backend: str) -> None:
     bias = torch.tensor([0.0, float("nan"), float("inf"), -float("inf"), float("nan"), 0.0])
     routing = run(torch.randn(20, 6), 4, bias=bias, num_groups=3, topk_groups=2, backend=backend)
@@ -208,7 +211,7 @@ def test_a_nan_bias_keeps_indices_in_range(backend: str) -> None:
 
 @pytest.mark.parametrize("used", ["weights", "load_balance_loss", "z_loss"])
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_each_output_alone_has_its_gradient(used: str, scoring: str, backend: str) -> None:
     logits = torch.randn(9, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gradients = []
@@ -219,7 +222,7 @@ def test_each_output_alone_has_its_gradient(used: str, scoring: str, backend: st
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_seeds_of_64_bits(backend: str) -> None:
     logits = torch.randn(4, 8)
     for seed in (0, -1, 2**63, 2**64 - 1, -(2**63)):
