@@ -69,7 +69,7 @@ def picture(figure: Any) -> str:
 def bars(rows: list[Row]) -> str:
     """Grouped bars: for each piece of work, every contender's speed over that of the best peer."""
     names = list(dict.fromkeys([OURS, *(name for row in rows for name in row.seconds)]))
-    figure, axes = plt.subplots(figsize=(12, 0.4 + 0.13 * sum(1 + len(row.seconds) for row in rows)))
+    figure, axes = plt.subplots(figsize=(12, 0.8 + 0.13 * sum(1 + len(row.seconds) for row in rows)))
     place, ticks = 0.0, []
     for row in reversed(rows):
         base = row.median(row.best_peer) if row.best_peer else row.median(OURS)
@@ -85,10 +85,10 @@ def bars(rows: list[Row]) -> str:
     axes.axvline(1.0, color="#444444", linewidth=0.8)
     axes.set_xlabel("speed, the best peer = 1 (longer is faster)")
     axes.set_ylim(-1, place)
-    axes.legend(
-        [plt.Rectangle((0, 0), 1, 1, color=COLORS.get(name, "#999999")) for name in names],
-        names, fontsize=8, loc="lower right",
-    )  # fmt: skip
+    marks = [plt.Rectangle((0, 0), 1, 1, color=COLORS.get(name, "#999999")) for name in names]
+    figure.legend(
+        marks, names, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False
+    )
     axes.spines[["top", "right"]].set_visible(False)
     return picture(figure)
 
@@ -107,7 +107,8 @@ def overview(rows: list[Row]) -> str:
         shares = [row.share for row in of_op if row.share]
         right.scatter(shares, [i] * len(shares), s=12, c="#1b4f9c", alpha=0.7)
     left.set_yticks(range(len(ops)), ops)
-    left.set_xscale("log")
+    left.set_xscale("log", base=2)
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.axvline(1.0, color="#444444", linewidth=0.8)
     left.set_xlabel("ratio to the best peer (bar: geometric mean)")
     right.set_xlabel("share of the machine's limit")
@@ -182,7 +183,7 @@ def page(runs: list[dict[str, Any]]) -> str:
     parts = [f"<h1>grokkernels: benchmarks</h1><table>{facts}</table>"]
     if before:
         parts.append(f"<p>Beside it: commit {html.escape(str(runs[1]['machine']['commit']))}.</p>")
-    parts.append(f"<nav>{''.join(f'<a href=#{op}>{op}</a>' for op in ops)}</nav>")
+    parts.append(f"<nav>{' '.join(f'<a href=#{op}>{op}</a>' for op in ops)}</nav>")
     parts.append("<h2>At a glance</h2>" + overview(rows))
     behind = [row for row in rows if row.ratio is not None and row.ratio < 1 and row.work.curve is None]
     named = "".join(
