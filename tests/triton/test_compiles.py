@@ -59,8 +59,13 @@ CASES: dict[str, tuple[Table, Callable[[int], Case]]] = {
     "rms_norm": (rms_norm.TABLE, lambda n: rms_norm.case(n, 64, residual=True)),
     "rotary": (rotary.TABLE, lambda n: rotary.case(1, n, 2, 16, max_position=2000)),
 }
-# Kernels that have a few shapes to choose from by length, each compiled once.
-FEW: dict[str, int] = {}
+# Kernels compiled more than once: for a few shapes to choose from by length, or with other tensors backward.
+FEW: dict[str, int] = {
+    "adamw_update_kernel": 2,  # whether the number of elements is a multiple of 16
+    "sum_of_squares_kernel": 2,
+    "list_rows_kernel": 2,
+    "reduce_rows_kernel": 2,
+}
 
 
 def key(launch: Launch) -> tuple:
