@@ -32,7 +32,7 @@ class RowTiles:
         """Tiles for rows of `cols` elements, so many of them for each thread at most: fewer where much is kept."""
         columns = min(triton.next_power_of_2(max(cols, 1)), TILE)
         rows = max(1, TOGETHER // columns)
-        return cls(rows, columns, max(1, min(TILE // 32 // per_thread, rows * columns // 512)))
+        return cls(rows, columns, max(1, min(TILE // 32 // per_thread, rows * columns // (16 * per_thread))))
 
     def chunk(self, rows: int) -> int:
         """How many rows each of at most CHUNKS programs takes, a multiple of the tile's."""
