@@ -42,17 +42,16 @@ from grokkernels.triton.tuning import Config
 
 # Columns whose logits one program adds up; no function of N, so that a row does not see the batch.
 RANGE = 2048
-# Bytes of dlogits at once; never fewer columns than LEAST. Their rows are multiples of UNIT columns, and UNIT is one of
-# a tile's.
+# Bytes of dlogits at once; never fewer columns than LEAST. Their rows are a multiple of UNIT columns long, whole tiles.
 HELD, LEAST, UNIT = 64 << 20, 1024, 1024 if INTERPRETED else 256
 # Row tiles that go over the columns together, so that programs at work share operands in the L2 cache.
 BAND = tl.constexpr(8)
 # What dlogits come to at most: a fourth of float16's largest.
 ROOM = tl.constexpr(8192.0)
-_FLOAT32 = Config({"BM": 128, "BN": 64, "BK": 32}, num_warps=8, num_stages=2)  # the parts of three products each
+_FLOAT32 = Config({"BM": 128, "BN": 64, "BK": 32}, num_warps=8, num_stages=2)  # each number in two parts
 _16_BIT = Config({"BM": 128, "BN": 128, "BK": 64}, num_warps=8, num_stages=3)
-# Tiles of each product: of float32 numbers, of 16-bit ones, and where every program takes its time: there what counts
-# words, of which there are many, is wide.
+# Tiles of each product: of float32 numbers, of 16-bit ones, and in the interpreter, where every program takes its time
+# and words, of which there are many, come many at once.
 CONFIGS = {
     "fwd": (_FLOAT32, _16_BIT, Config({"BM": 64, "BN": 1024, "BK": 64})),
     "dlogits": (_FLOAT32, _16_BIT, Config({"BM": 64, "BN": 1024, "BK": 64})),
