@@ -31,7 +31,7 @@ SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -nam
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test quick golden lint format bench verify cpp sanitize sanitize-memory sanitize-device sanitize-races judges coverage cuda-check
-.PHONY: bench-peers triton-check gpu gpu-model dist-check install new-op clean
+.PHONY: bench-quick bench-peers triton-check gpu gpu-model dist-check install new-op clean
 
 install: $(VENV)/.installed
 
@@ -72,6 +72,10 @@ format: install
 
 bench: install
 	$(BIN)/python tools/bench.py $(if $(COMPARE),--compare $(COMPARE))
+
+# The first row of each benchmark, a moment each: that they run.
+bench-quick: install
+	$(BIN)/python -m pytest benchmarks --benchmark-only --quick --report build/bench-quick
 
 # vLLM's CPU kernels for the benchmarks: its wheel, unpacked, not installed (0.32 is built for torch 2.13).
 bench-peers: install
