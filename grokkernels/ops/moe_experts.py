@@ -98,7 +98,7 @@ def _supports_native(
     return dispatch.native_dtypes(x=x, gate_proj=gate_proj, up_proj=up_proj, down_proj=down_proj)
 
 
-ROW = dispatch.Row("moe_experts", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("moe_experts", dict.fromkeys(("cpu", "cuda", "triton"), _supports_native))
 
 
 def moe_experts(

@@ -16,8 +16,8 @@ from grokkernels.triton import INTERPRETED
 from grokkernels.triton.kernel import kernel
 
 # Pairs that are compared with each other, STEP at a time: CHUNK * STEP comparisons by 256 threads.
-CHUNK, STEP = (1024, 1024) if INTERPRETED else (256, 16)
-NUMBERED = 65536 if INTERPRETED else 1024
+CHUNK, STEP = (512, 512) if INTERPRETED else (256, 16)
+NUMBERED = 4096 if INTERPRETED else 1024
 
 
 @kernel

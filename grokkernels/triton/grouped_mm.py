@@ -19,20 +19,26 @@ from grokkernels.triton.matmul import (
     aligned_stack,
     configs,
     find_tile,
+    gathered_tile,
     in_bands,
     right_matrix,
     right_tile,
     row_tiles,
     rows_matrix,
     rows_of_group,
+    stacks_alike,
+    token_of,
 )
 from grokkernels.triton.tuning import Config
 
 
 @kernel
 def grouped_mm_kernel(
-    x_ptr,  # (rows, DEPTH)
+    x_ptr,  # (rows, DEPTH); with x_pair_ptr of tokens, not of rows
+    x_pair_ptr,  # (rows) int32, or None: the pair of each row; a token has TOP_K
     w_ptr,  # (GROUPS, DEPTH, COLS), of the strides W_STACK, W_DEPTH and W_COL, one of the last two 1
+    other_x_ptr,  # like x, or None: y is the sum of two products
+    other_w_ptr,  # like w, or None
     offsets_ptr,  # (GROUPS) int32
     y_ptr,  # (rows, Y_COLS), the first columns of the product
     rows: tl.int32,
@@ -43,6 +49,7 @@ def grouped_mm_kernel(
     W_STACK: tl.constexpr,
     W_DEPTH: tl.constexpr,
     W_COL: tl.constexpr,
+    TOP_K: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -55,11 +62,23 @@ def grouped_mm_kernel(
         return
     acc = tl.zeros((BM, BN), tl.float32)
     if group < GROUPS:
-        x = rows_matrix(x_ptr, rows, DEPTH, BM, BK)
         w = right_matrix(w_ptr + group.to(tl.int64) * W_STACK, DEPTH, COLS, W_DEPTH, W_COL, BK, BN)
-        for k in range(0, DEPTH, BK):
-            right = right_tile(w, k, across * BN, W_COL)
-            acc = tl.dot(x.load([first, k]), right, acc, input_precision=PRECISION)
+        if x_pair_ptr is None:
+            x = rows_matrix(x_ptr, rows, DEPTH, BM, BK)
+            for k in range(0, DEPTH, BK):
+                right = right_tile(w, k, across * BN, W_COL)
+                acc = tl.dot(x.load([first, k]), right, acc, input_precision=PRECISION)
+        else:
+            token = token_of(x_pair_ptr, first + tl.arange(0, BM), end, TOP_K)
+            for k in range(0, DEPTH, BK):
+                left = gathered_tile(x_ptr, token, k, DEPTH, BK)
+                acc = tl.dot(left, right_tile(w, k, across * BN, W_COL), acc, input_precision=PRECISION)
+        if other_x_ptr is not None:
+            x = rows_matrix(other_x_ptr, rows, DEPTH, BM, BK)
+            w = right_matrix(other_w_ptr + group.to(tl.int64) * W_STACK, DEPTH, COLS, W_DEPTH, W_COL, BK, BN)
+            for k in range(0, DEPTH, BK):
+                right = right_tile(w, k, across * BN, W_COL)
+                acc = tl.dot(x.load([first, k]), right, acc, input_precision=PRECISION)
     row, column = first + tl.arange(0, BM), across * BN + tl.arange(0, BN)
     inside = (row < end)[:, None] & (column < Y_COLS)[None, :]
     tl.store(y_ptr + row.to(tl.int64)[:, None] * Y_COLS + column[None, :], acc.to(y_ptr.dtype.element_ty), inside)
@@ -67,10 +86,10 @@ def grouped_mm_kernel(
 
 @triton.jit
 def rows_tile(
-    x, x_ptr, pair_ptr, first, end, column,
+    x, pair_ptr, first, end, column,
     COLS: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """BK rows from `first`, BLOCK columns: of the descriptor x, or of x_ptr the rows of the tokens of pair_ptr's pairs.
+    """BK rows from `first`, BLOCK columns: of the descriptor x, or of the pointer x the rows of pair_ptr's tokens.
 
     Without WHOLE the rows from `end` on are 0.
     """
@@ -78,9 +97,9 @@ def rows_tile(
     if pair_ptr is None:
         tile = x.load([first, column])
     else:
-        token = tl.maximum(tl.load(pair_ptr + row, row < end, 0), 0).to(tl.int64) // TOP_K
+        token = token_of(pair_ptr, row, end, TOP_K)
         place = column + tl.arange(0, BLOCK)
-        tile = tl.load(x_ptr + token[:, None] * COLS + place[None, :], (place < COLS)[None, :], 0.0)
+        tile = tl.load(x + token[:, None] * COLS + place[None, :], (place < COLS)[None, :], 0.0)
     return tile if WHOLE else tl.where((row < end)[:, None], tile, tl.zeros_like(tile))
 
 
@@ -108,18 +127,18 @@ def grouped_mm_dw_kernel(
     group = tl.program_id(0) // (HIGH * ACROSS)
     down, across = in_bands(tl.program_id(0) % (HIGH * ACROSS), HIGH, ACROSS)
     begin, end = rows_of_group(offsets_ptr, group, rows)
-    a = rows_matrix(a_ptr, rows, A_COLS, BK, BM)
-    b = rows_matrix(b_ptr, rows, B_COLS, BK, BN)
+    a = rows_matrix(a_ptr, rows, A_COLS, BK, BM) if a_pair_ptr is None else a_ptr
+    b = rows_matrix(b_ptr, rows, B_COLS, BK, BN) if b_pair_ptr is None else b_ptr
     acc = tl.zeros((BM, BN), tl.float32)
     # The last step leaves out what the next group has there: NaN, maybe, which times 0 would come through.
     whole = begin + (end - begin) // BK * BK
     for first in range(begin, whole, BK):
-        left = rows_tile(a, a_ptr, a_pair_ptr, first, end, down * BM, A_COLS, TOP_K, BM, BK, True)
-        right = rows_tile(b, b_ptr, b_pair_ptr, first, end, across * BN, B_COLS, TOP_K, BN, BK, True)
+        left = rows_tile(a, a_pair_ptr, first, end, down * BM, A_COLS, TOP_K, BM, BK, True)
+        right = rows_tile(b, b_pair_ptr, first, end, across * BN, B_COLS, TOP_K, BN, BK, True)
         acc = tl.dot(left.T, right, acc, input_precision=PRECISION)
     for first in tl.range(whole, end, BK, num_stages=1):
-        left = rows_tile(a, a_ptr, a_pair_ptr, first, end, down * BM, A_COLS, TOP_K, BM, BK, False)
-        right = rows_tile(b, b_ptr, b_pair_ptr, first, end, across * BN, B_COLS, TOP_K, BN, BK, False)
+        left = rows_tile(a, a_pair_ptr, first, end, down * BM, A_COLS, TOP_K, BM, BK, False)
+        right = rows_tile(b, b_pair_ptr, first, end, across * BN, B_COLS, TOP_K, BN, BK, False)
         acc = tl.dot(left.T, right, acc, input_precision=PRECISION)
     row, column = down * BM + tl.arange(0, BM), across * BN + tl.arange(0, BN)
     inside = (row < HEIGHT)[:, None] & (column < WIDTH)[None, :]
@@ -127,23 +146,40 @@ def grouped_mm_dw_kernel(
     tl.store(dw_ptr + place, acc.to(dw_ptr.dtype.element_ty), inside)
 
 
-def product(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """x (M, K), w (E, K, N) -> (M, N) in `dtype`."""
-    rows, (groups, depth, cols) = x.shape[0], w.shape
+def product(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    offsets: torch.Tensor,
+    dtype: torch.dtype,
+    *,
+    other: tuple[torch.Tensor, torch.Tensor] | None = None,
+    x_pair: torch.Tensor | None = None,
+    top_k: int = 1,
+) -> torch.Tensor:
+    """x (M, K), w (E, K, N) -> (M, N) in `dtype`, the sum with the product of two `other` tensors like them.
+
+    With x_pair (M) int32, x has tokens: row r is x[x_pair[r] // top_k].
+    """
+    rows, (groups, depth, cols) = (x if x_pair is None else x_pair).shape[0], w.shape
     if depth == 0:
         return x.new_zeros((rows, cols), dtype=dtype)
-    x, w, offsets = aligned(x), aligned_stack(w), offsets.contiguous()
+    if other is None:
+        x, (w, other_w), other_x = aligned(x), (aligned_stack(w), None), None
+    else:
+        x, (w, other_w), other_x = aligned(x), stacks_alike(w, other[1]), aligned(other[0])
+    offsets = offsets.contiguous()
     y = x.new_empty((rows, cols), dtype=dtype)
 
     def launch(config: Config) -> None:
         grid = row_tiles(rows, groups, config.tiles["BM"]) * triton.cdiv(cols, config.tiles["BN"])
         grouped_mm_kernel[(grid,)](
-            x, w, offsets, y, rows, GROUPS=groups, DEPTH=w.shape[1], COLS=w.shape[2], Y_COLS=cols,
-            W_STACK=w.stride(0), W_DEPTH=w.stride(1), W_COL=w.stride(2), **config.meta(),
+            x, x_pair, w, other_x, other_w, offsets, y, rows,
+            GROUPS=groups, DEPTH=w.shape[1], COLS=w.shape[2], Y_COLS=cols, W_STACK=w.stride(0), W_DEPTH=w.stride(1),
+            W_COL=w.stride(2), TOP_K=max(top_k, 1), **config.meta(),
         )  # fmt: skip
 
-    key = (groups, depth, cols, w.stride(2) == 1, x.dtype, dtype)
-    launch(tuning.choose("grouped_mm_kernel", key, configs(x.dtype), launch))
+    key = (groups, depth, cols, w.stride(2) == 1, x.dtype, dtype, other is None, x_pair is None)
+    launch(tuning.choose("grouped_mm_kernel", key, configs(x.dtype, cols, depth), launch))
     return y
 
 
@@ -169,11 +205,13 @@ def products_of_rows(
         grid = groups * triton.cdiv(a_cols, config.tiles["BM"]) * triton.cdiv(b_cols, config.tiles["BN"])
         grouped_mm_dw_kernel[(grid,)](
             a, a_pair, b, b_pair, offsets, dw, rows, A_COLS=a.shape[1], B_COLS=b.shape[1], HEIGHT=a_cols, WIDTH=b_cols,
-            TOP_K=top_k, **config.meta(),
+            TOP_K=max(top_k, 1), **config.meta(),
         )  # fmt: skip
 
     key = (groups, a_cols, b_cols, a_pair is None, b_pair is None, a.dtype)
-    launch(tuning.choose("grouped_mm_dw_kernel", key, configs(a.dtype)[:1], launch))  # wider ones spill on sm_80
+    launch(
+        tuning.choose("grouped_mm_dw_kernel", key, configs(a.dtype, b_cols, 64, a_cols)[:1], launch)
+    )  # wider ones spill on sm_80
     return dw
 
 

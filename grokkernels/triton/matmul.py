@@ -36,13 +36,13 @@ def find_tile(offsets_ptr, tile, rows, GROUPS: tl.constexpr, BM: tl.constexpr):
     SLOTS: tl.constexpr = triton.next_power_of_2(GROUPS + 1)
     group = tl.arange(0, SLOTS)
     begin = tl.load(offsets_ptr + group - 1, (group > 0) & (group <= GROUPS), 0)
-    end = tl.load(offsets_ptr + group, group < GROUPS, 0)
+    end = tl.load(offsets_ptr + group, group < GROUPS, rows)
     begin = tl.minimum(tl.maximum(begin, 0), rows)
-    end = tl.where(group < GROUPS, tl.minimum(tl.maximum(end, 0), rows), rows)
-    tiles = tl.where(group <= GROUPS, (tl.maximum(end - begin, 0) + BM - 1) // BM, 0)
-    found = tl.sum((tl.cumsum(tiles, 0) <= tile).to(tl.int32), 0)
-    before = tl.sum(tl.where(group < found, tiles, 0), 0)
-    first = tl.sum(tl.where(group == found, begin, 0), 0) + (tile - before) * BM
+    end = tl.minimum(tl.maximum(end, 0), rows)
+    tiles = tl.maximum(end - begin + (BM - 1), 0) // BM
+    upto = tl.cumsum(tiles, 0)
+    found = tl.sum(((upto <= tile) & (group <= GROUPS)).to(tl.int32), 0)
+    first = tl.sum(tl.where(group == found, begin - (upto - tiles) * BM, 0), 0) + tile * BM
     return found, first, tl.sum(tl.where(group == found, end, 0), 0)
 
 
@@ -51,6 +51,20 @@ def rows_of_group(offsets_ptr, group, rows):
     """First row and end of a group, inside the rows there are."""
     begin = tl.minimum(tl.maximum(tl.load(offsets_ptr + group - 1, group > 0, 0), 0), rows)
     return begin, tl.maximum(tl.minimum(tl.load(offsets_ptr + group), rows), begin)
+
+
+@triton.jit
+def token_of(pair_ptr, row, end, TOP_K: tl.constexpr):
+    """The tokens of rows in expert order, int64, from the pair of each; some token for rows from `end` on."""
+    return tl.maximum(tl.load(pair_ptr + row, row < end, 0), 0).to(tl.int64) // TOP_K
+
+
+@triton.jit
+def gathered_tile(x_ptr, token, depth, DEPTH: tl.constexpr, BK: tl.constexpr):
+    """x[token, depth : depth + BK], zero from DEPTH on."""
+    at = depth + tl.arange(0, BK)
+    place = x_ptr + token[:, None] * DEPTH + at[None, :]
+    return tl.load(place) if DEPTH % BK == 0 else tl.load(place, (at < DEPTH)[None, :], 0.0)
 
 
 @triton.jit
@@ -85,10 +99,10 @@ def right_tile(w, depth, column, COL_STRIDE: tl.constexpr):
         return w.load([column, depth]).T
 
 
-def configs(dtype: torch.dtype) -> tuple[Config, ...]:
-    """Tiles BM x BN of a product, the sum taken BK at a time."""
+def configs(dtype: torch.dtype, cols: int, depth: int, rows: int = 64) -> tuple[Config, ...]:
+    """Tiles BM x BN of a product, the sum taken BK at a time: the same for all sizes on a GPU."""
     if INTERPRETED:
-        return (Config({"BM": 256, "BN": 256, "BK": 256}),)
+        return (interpreted(cols, depth, rows),)
     if dtype == torch.float32:  # three tf32 products: the parts of the operands take registers
         return (Config({"BM": 128, "BN": 64, "BK": 32}, num_warps=8, num_stages=3),)
     return (
@@ -97,11 +111,17 @@ def configs(dtype: torch.dtype) -> tuple[Config, ...]:
     )
 
 
+def interpreted(cols: int, depth: int, rows: int = 64) -> Config:
+    """Few tiles, as programs are slow in the interpreter, but small ones for small matrices."""
+    sizes = {"BM": rows, "BN": cols, "BK": depth}
+    return Config({name: min(max(triton.next_power_of_2(size), 16), 256) for name, size in sizes.items()})
+
+
 def row_tiles(rows: int, groups: int, tile: int) -> int:
     """The most tiles that `groups` groups of `rows` rows in all, and those past the last one, can have."""
     if rows > 2**31 - tile:
         raise ValueError(f"there must be fewer than 2^31 rows, got {rows}")
-    return triton.cdiv(rows, tile) + groups if rows else 0
+    return min(triton.cdiv(rows, tile) + groups, rows)
 
 
 def aligned(x: torch.Tensor) -> torch.Tensor:
@@ -120,6 +140,12 @@ def aligned_stack(w: torch.Tensor) -> torch.Tensor:
         if w.stride(dim) == 1 and w.stride(other) >= w.shape[dim] and not any(step % vector for step in steps):
             return w if _starts_aligned(w) else aligned(w)
     return aligned(w.mT).mT if w.stride(1) == 1 else aligned(w)
+
+
+def stacks_alike(w: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as `aligned_stack` gives them, with the same strides."""
+    w, other = aligned_stack(w), aligned_stack(other)
+    return (w, other) if w.stride() == other.stride() else (aligned(w), aligned(other))
 
 
 def _starts_aligned(x: torch.Tensor) -> bool:

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from grokkernels.triton import INTERPRETED
 from grokkernels.triton.expert_order import order_by_expert, pairs_of_rows
 from grokkernels.triton.kernel import kernel
 from grokkernels.triton.rows import TOGETHER, RowTiles
@@ -108,10 +109,12 @@ def moe_unpermute_bwd_kernel(
         tl.store(dweights_ptr + pair, tl.sum(dot, 1), here)
 
 
-def _tiles(cols: int) -> RowTiles:
+def tiles_of(tokens: int, cols: int) -> RowTiles:
     """Whole short rows side by side, or pieces of a long one: 16 elements for each thread."""
     columns = min(triton.next_power_of_2(max(cols, 1)), TILE)
     rows = max(1, TOGETHER // columns)
+    if INTERPRETED:
+        rows = min(rows, triton.next_power_of_2(max(tokens, 1)))
     return RowTiles(rows, columns, max(1, min(4, rows * columns // 512)))
 
 
@@ -121,7 +124,7 @@ def gather(y: torch.Tensor, weights: torch.Tensor | None, slots: torch.Tensor, d
     weights = None if weights is None else weights.contiguous()
     (tokens, top_k), cols = slots.shape, y.shape[1]
     out = y.new_empty((tokens, cols), dtype=dtype)
-    tiles = _tiles(cols)
+    tiles = tiles_of(tokens, cols)
     gather_kernel[(triton.cdiv(tokens, tiles.rows), triton.cdiv(cols, tiles.columns))](
         y, weights, slots, out, tokens,
         C=cols, TOP_K=top_k, ROWS=tiles.rows, COLUMNS=tiles.columns, num_warps=tiles.num_warps,
@@ -136,7 +139,7 @@ def moe_permute_fwd(
     slots, offsets = order_by_expert(indices, num_experts, capacity)
     (tokens, top_k), cols = slots.shape, x.shape[1]
     rows = x.new_empty((tokens * top_k, cols))
-    tiles = _tiles(cols)
+    tiles = tiles_of(tokens, cols)
     scatter_kernel[(triton.cdiv(tokens, tiles.rows), triton.cdiv(cols, tiles.columns))](
         x, slots, offsets, rows, tokens, num_experts,
         C=cols, TOP_K=top_k, ROWS=tiles.rows, COLUMNS=tiles.columns, num_warps=tiles.num_warps,
@@ -158,7 +161,7 @@ def moe_unpermute_bwd(
     dout, y, weights, slots = dout.contiguous(), y.contiguous(), weights.contiguous(), slots.contiguous()
     (tokens, top_k), cols = slots.shape, y.shape[1]
     dy, dweights = torch.empty_like(y), torch.empty_like(weights)
-    tiles = _tiles(cols)
+    tiles = tiles_of(tokens, cols)
     moe_unpermute_bwd_kernel[(triton.cdiv(tokens, tiles.rows),)](
         dout, y, weights, slots, pairs_of_rows(slots), dy, dweights, tokens,
         C=cols, TOP_K=top_k, ROWS=tiles.rows, COLUMNS=tiles.columns, num_warps=tiles.num_warps,

@@ -113,30 +113,32 @@ def test_hopper(tokens: int, cols: int, hidden_cols: int, experts: int) -> None:
             assert all(torch.equal(one, other) for one, other in zip(runs[0], runs[-1], strict=True))
 
 
+@pytest.mark.parametrize("backend", ["emulated", "triton"])
 @pytest.mark.parametrize("transposed", [(), ("gate_proj", "up_proj"), ("down_proj",), ("gate_proj",), ("x",)])
-def test_weights_that_lie_the_other_way(transposed: tuple[str, ...]) -> None:
+def test_weights_that_lie_the_other_way(transposed: tuple[str, ...], backend: str) -> None:
     """Operands of either layout, and gate and up that differ: on a device each has a path of its own."""
     case = judge.in_dtype(cases.case(40, 48, 80, 4, 2).arguments(), torch.bfloat16)
-    wanted = judge.run(lambda **kw: cases.moe_experts(**kw, backend="emulated"), case, cases.TABLE.grad, None)
+    wanted = judge.run(lambda **kw: cases.moe_experts(**kw, backend=backend), case, cases.TABLE.grad, None)
     other = {k: v.mT.contiguous().mT if k in transposed else v for k, v in case.items()}
-    got = judge.run(lambda **kw: cases.moe_experts(**kw, backend="emulated"), other, cases.TABLE.grad, wanted[2])
+    got = judge.run(lambda **kw: cases.moe_experts(**kw, backend=backend), other, cases.TABLE.grad, wanted[2])
     for one, two in zip(wanted[0] + wanted[1], got[0] + got[1], strict=True):
         assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("slots", [[[0, 99], [-7, 1]], [[4, 2**31 - 1], [-(2**31), 0]]])
 @pytest.mark.parametrize("offsets", [[3, 1], [-5, 2], [9, 9]])
-def test_device_function_stays_inside(slots: list[list[int]], offsets: list[int]) -> None:
+@pytest.mark.parametrize("overload", ["emulated", "triton"])
+def test_device_function_stays_inside(slots: list[list[int]], offsets: list[int], overload: str) -> None:
     """Whatever slots and offsets hold, the gradient reads and writes its own memory only."""
     x, weights = torch.ones(2, 8), torch.ones(2, 2)
     gate_proj, down_proj, kept = torch.ones(2, 16, 8), torch.ones(2, 8, 16), torch.ones(4, 16)
     slots, offsets = torch.tensor(slots, dtype=torch.int32), torch.tensor(offsets, dtype=torch.int32)
-    torch.ops.grokkernels.moe_experts_bwd.emulated(
+    getattr(torch.ops.grokkernels.moe_experts_bwd, overload)(
         x, x, gate_proj, gate_proj, down_proj, weights, kept, kept, slots, offsets, 0
     )
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_tokens_do_not_see_each_other(backend: str) -> None:
     """NaN in one token changes no bit of another; alone, a token gives the same up to the order of sums."""
     case = judge.in_dtype(cases.case(40, 48, 80, 4, 2).arguments(), torch.float32)
@@ -148,7 +150,7 @@ def test_tokens_do_not_see_each_other(backend: str) -> None:
     torch.testing.assert_close(cases.moe_experts(**alone, backend=backend), before[9:10])
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_inference_keeps_nothing(backend: str) -> None:
     """Without gradients gate and up are not written, and the result is the same."""
     case = arguments()
@@ -158,7 +160,7 @@ def test_inference_keeps_nothing(backend: str) -> None:
     assert torch.equal(y, cases.moe_experts(**leaf, backend=backend))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton"])
 def test_idle_experts_are_not_read(backend: str) -> None:
     """NaN in the weights of an expert without tokens reaches nothing, and its gradient is zero."""
     case = arguments()
