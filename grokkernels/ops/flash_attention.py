@@ -94,8 +94,10 @@ def _supports_native(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: A
     return dispatch.native_dtypes(q=q, k=k, v=v)
 
 
-ROW = dispatch.Row("flash_attention", {"cpu": _supports_native, "cuda": _supports_native})
-ROW_VARLEN = dispatch.Row("flash_attention_varlen", {"cpu": _supports_native, "cuda": _supports_native})
+ROW = dispatch.Row("flash_attention", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native})
+ROW_VARLEN = dispatch.Row(
+    "flash_attention_varlen", {"cpu": _supports_native, "cuda": _supports_native, "triton": _supports_native}
+)
 
 
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, outer: str) -> None:
