@@ -669,7 +669,8 @@ def _tiles(kernel: str, dtype: torch.dtype, dim: int, keys: int) -> Tiles:
         return Tiles(64, 128 if keys <= 512 else 512, step, step, 4)
     if wide:  # the halves of three tf32 products lie in registers: few columns at a time
         return Tiles(64 if kernel == "fwd" else 32, 16, min(dim, 32), min(dim, 64), 4)
-    return Tiles(64 if kernel == "fwd" else 32, 32, min(dim, 128), min(dim, 128), 4)
+    out = 64 if kernel == "dk_dv" and dim > 128 else min(dim, 128)
+    return Tiles(64 if kernel == "fwd" else 32, 32, min(dim, 128), out, 4)
 
 
 def _readable(x: torch.Tensor) -> torch.Tensor:
