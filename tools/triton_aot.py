@@ -103,8 +103,8 @@ def examine(label: str, launch: Launch, target: str) -> Compiled:
     if TARGETS[target].backend == "hip":
         text = compiled.asm["amdgcn"]
         numbers = {key: int(value) for key, value in re.findall(r"\.(\w+_count): +(\d+)", text)}
-        registers = numbers["vgpr_count"]
-        spills = numbers["vgpr_spill_count"] + numbers["sgpr_spill_count"]
+        # Scalar registers that run out are kept in lanes of vector registers, not in memory: those count here.
+        registers, spills = numbers["vgpr_count"], numbers["vgpr_spill_count"]
     else:
         text = compiled.asm["ptx"]
         ((report,), _) = ptxas.parse(said.getvalue())

@@ -668,9 +668,11 @@ def _tiles(kernel: str, dtype: torch.dtype, dim: int, keys: int) -> Tiles:
         step = min(dim, 128) if wide else dim
         return Tiles(64, 128 if keys <= 512 else 512, step, step, 4)
     if wide:  # the halves of three tf32 products lie in registers: few columns at a time
-        return Tiles(64 if kernel == "fwd" else 32, 16, min(dim, 32), min(dim, 64), 4)
-    out = 64 if kernel == "dk_dv" and dim > 128 else min(dim, 128)
-    return Tiles(64 if kernel == "fwd" else 32, 32, min(dim, 128), out, 4)
+        warps = 8 if kernel == "dk_dv" and dim > 64 else 4
+        return Tiles(64 if kernel == "fwd" else 32, 16, min(dim, 32), min(dim, 64), warps)
+    if kernel == "fwd":
+        return Tiles(64, 32, min(dim, 128), min(dim, 128), 8)
+    return Tiles(32, 32, min(dim, 128), 64 if kernel == "dk_dv" and dim > 128 else min(dim, 128), 4)
 
 
 def _readable(x: torch.Tensor) -> torch.Tensor:
