@@ -17,26 +17,22 @@ inline constexpr int kTileLines = 16;                          // rows of c and 
 inline constexpr int kTileDepth = 32;                          // products that one tile_dot sums into an element
 inline constexpr int kTileElements = kTileLines * kTileDepth;  // of a or b
 
-// The calling thread's tile registers, all of full size, for as long as the object lives. Released they cost a switch
-// of threads nothing, and other users of the unit configure it for themselves.
-class TileRegisters {
- public:
-  GK_ALWAYS_INLINE TileRegisters() {
-    struct alignas(64) {
-      uint8_t palette, first_row, unused[14];
-      uint16_t row_bytes[16];
-      uint8_t rows[16];
-    } shape = {.palette = 1, .first_row = 0, .unused = {}, .row_bytes = {}, .rows = {}};
-    for (int i = 0; i < 8; ++i) {
-      shape.row_bytes[i] = 64;
-      shape.rows[i] = kTileLines;
-    }
-    __asm__ volatile("ldtilecfg %0" : : "m"(shape));
+// Configures the calling thread's tile registers, all of full size, and gives them back: then they cost a switch of
+// threads nothing. Other users of the unit configure it for themselves. (Two functions and no destructor: one that
+// might run for an exception drags a symbol of the C++ runtime into this level's objects.)
+GK_ALWAYS_INLINE void configure_tiles() {
+  struct alignas(64) {
+    uint8_t palette, first_row, unused[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  } shape = {.palette = 1, .first_row = 0, .unused = {}, .row_bytes = {}, .rows = {}};
+  for (int i = 0; i < 8; ++i) {
+    shape.row_bytes[i] = 64;
+    shape.rows[i] = kTileLines;
   }
-  GK_ALWAYS_INLINE ~TileRegisters() { __asm__ volatile("tilerelease"); }
-  TileRegisters(const TileRegisters&) = delete;
-  TileRegisters& operator=(const TileRegisters&) = delete;
-};
+  __asm__ volatile("ldtilecfg %0" : : "m"(shape));
+}
+GK_ALWAYS_INLINE void release_tiles() { __asm__ volatile("tilerelease"); }
 
 // The instructions by number of register. Assembly, since the compilers' own take the number as a token only.
 template <int kTile>

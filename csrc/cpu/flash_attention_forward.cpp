@@ -19,6 +19,9 @@
 #include "cpu/simd.h"
 #include "cpu/simd_math.h"
 #include "flash_attention.h"
+#if defined(GK_SIMD_AMX)
+#include "cpu/gemm_amx.h"
+#endif
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
@@ -97,8 +100,9 @@ struct Arena {
   }
 };
 
-// Softcap, temperature, ALiBi and masks on scores (keys, kPanel) of `vectors` vectors of rows; key is the first one's
+// Softcap, temperature, ALiBi and masks on scores (keys, kStride) of `vectors` vectors of rows; key is the first one's
 // position.
+template <int64_t kStride>
 [[gnu::noinline]] void adjust(const FlashAttentionProblem& p, const Arena& arena, int64_t row, int64_t vectors,
                               int64_t key, int64_t count, float* scores, bool masked) {
   const bool plain = plain_scores(p);
@@ -108,7 +112,7 @@ struct Arena {
     const vf temperature = load(arena.temperature + r), slope = load(arena.slope + r);
     for (int64_t n = 0; n < count; ++n) {
       const vi j = set1(static_cast<int32_t>(key + n));
-      float* at = scores + n * kPanel + v * kLanes;
+      float* at = scores + n * kStride + v * kLanes;
       vf s = load(at);
       if (!plain) {
         if (p.softcap > 0.0f) s = p.softcap * tanh(s);
@@ -121,6 +125,7 @@ struct Arena {
 }
 
 // scores -> exp(score - top), with top, sum and the factor that o must be multiplied by brought up to date.
+template <int64_t kStride>
 [[gnu::noinline]] void softmax(const Arena& arena, int64_t row, int64_t vectors, int64_t count, float* scores) {
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
@@ -129,23 +134,23 @@ struct Arena {
     vf top = before, other = before;
     int64_t n = 0;
     for (; n + 2 <= count; n += 2) {
-      top = max(load(at + n * kPanel), top);
-      other = max(load(at + (n + 1) * kPanel), other);
+      top = max(load(at + n * kStride), top);
+      other = max(load(at + (n + 1) * kStride), other);
     }
-    if (n < count) top = max(load(at + n * kPanel), top);
+    if (n < count) top = max(load(at + n * kStride), top);
     top = max(other, top);
     const vf reference = select(top == -kInfinity, vf{}, top);  // no key yet: exp(-infinity - 0) = 0, and never NaN
     const vf rescale = exp_nonpositive(before - reference);
     vf sum[2] = {vf{}, vf{}};
     for (n = 0; n + 2 <= count; n += 2)
       for (int u = 0; u < 2; ++u) {
-        const vf e = exp_nonpositive(load(at + (n + u) * kPanel) - reference);
-        store(at + (n + u) * kPanel, e);
+        const vf e = exp_nonpositive(load(at + (n + u) * kStride) - reference);
+        store(at + (n + u) * kStride, e);
         sum[u] = sum[u] + e;
       }
     if (n < count) {
-      const vf e = exp_nonpositive(load(at + n * kPanel) - reference);
-      store(at + n * kPanel, e);
+      const vf e = exp_nonpositive(load(at + n * kStride) - reference);
+      store(at + n * kStride, e);
       sum[0] = sum[0] + e;
     }
     store(arena.state.top + r, top);
@@ -181,6 +186,94 @@ template <typename T>
   }
 }
 
+#if defined(GK_SIMD_AMX)
+// bfloat16 on the matrix unit, where k and q form the scores as they are and p is rounded to bfloat16 for p v:
+//
+//   scores (keys, rows) = k q^T      o^T (Dv, rows) = o^T rescale + v^T p
+//
+// Lanes run along the rows throughout, so the softmax is the one above, and p, made pair by pair of keys, is a right
+// operand as it is.
+constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;
+static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
+
+bool on_tiles(const FlashAttentionProblem& p) { return p.dtype == DType::bfloat16 && p.dim <= kTilesDepth; }
+
+// p (keys, kTilesPanel) as a panel of b; zero up to a whole tile.
+void pack_p(const float* p, int64_t keys, int64_t vectors, bfloat16* panel) {
+  for (int64_t n = 0; n < round_up(keys, kTileDepth); n += 2)
+    for (int64_t v = 0; v < vectors; ++v) {
+      const float* at = p + n * kTilesPanel + v * kLanes;
+      const vf even = n < keys ? load(at) : zero(), odd = n + 1 < keys ? load(at + kTilesPanel) : zero();
+      store(reinterpret_cast<float*>(panel + v * kLanes * detail::kStripStride + n * kTileLines),
+            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even))));
+    }
+}
+
+// The part of `attend` that depends on how products are made.
+void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t first_row,
+                     int64_t count, KeyRange range, const Arena& arena) {
+  const int64_t group = p.heads / p.kv_heads, padded = round_up(count, kLanes), value_stride = arena.value_stride;
+  const FoldedRows q = folded(p.q, s, s.first_query, kv_head * group, group);
+  const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
+  constexpr int64_t kStride = detail::kStripStride;
+  float* scores = scratch<float>(5, kTilesKeys * kTilesPanel + kRows * value_stride +
+                                        (kRows + kTilesKeys + kTilesPanel + value_stride) * kStride / 2);
+  float* o = scores + kTilesKeys * kTilesPanel;  // (Dv, kRows)
+  bfloat16* queries = reinterpret_cast<bfloat16*>(o + kRows * value_stride);
+  bfloat16* keys_panel = queries + kRows * kStride;
+  bfloat16* values = keys_panel + kTilesKeys * kStride;
+  bfloat16* probabilities = values + value_stride * kStride;
+  for (int64_t i = 0; i < kRows * value_stride; ++i) o[i] = 0.0f;
+  for (int64_t r = 0; r < count; r += kTileLines) {  // rows of several heads are no matrix: one row at a time
+    bfloat16* dense = reinterpret_cast<bfloat16*>(scores);
+    const int64_t rows = least(count - r, kTileLines);
+    for (int64_t i = 0; i < rows; ++i)
+      __builtin_memcpy(dense + i * p.dim, static_cast<const bfloat16*>(q.data) + q.at(first_row + r + i), p.dim * 2);
+    pack_b(Strided<bfloat16>{dense, p.dim, 1}.transposed(), p.dim, rows, queries + r * kStride);
+  }
+
+  const vf scale = set1(score_scale(p));
+  const bool plain = plain_scores(p);
+  configure_tiles();
+  for (int64_t block = range.begin; block < range.end; block += kTilesKeys) {
+    const int64_t block_end = least(block + kTilesKeys, range.end);
+    const Strided<bfloat16> k_block{static_cast<const bfloat16*>(k.data) + k.at(block), k.row_stride, 1};
+    const Strided<bfloat16> v_block{static_cast<const bfloat16*>(v.data) + v.at(block), v.row_stride, 1};
+    pack_a(k_block, block_end - block, p.dim, keys_panel);
+    pack_a(v_block.transposed(), p.value_dim, block_end - block, values);
+    for (int64_t row = 0; row < count; row += kTilesPanel) {
+      const int64_t rows = least(kTilesPanel, padded - row), vectors = rows / kLanes;
+      const int64_t seen = most(block, arena.begin[row]), end = least(block_end, arena.end[row + rows - 1]);
+      if (seen >= end) continue;
+      const int64_t skipped = (seen - block) / kTileDepth * kTileDepth, begin = block + skipped, keys = end - begin;
+      const bool masked = begin < arena.begin[row + rows - 1] || end > arena.end[row];
+      multiply_panels(keys, rows, p.dim, keys_panel + skipped * kStride, queries + row * kStride, scores, kTilesPanel,
+                      false);
+      for (int64_t n = 0; n < keys; ++n)
+        for (int64_t x = 0; x < rows; x += kLanes)
+          store(scores + n * kTilesPanel + x, load(scores + n * kTilesPanel + x) * scale);
+      if (masked || !plain) adjust<kTilesPanel>(p, arena, row, vectors, begin, keys, scores, masked);
+      softmax<kTilesPanel>(arena, row, vectors, keys, scores);
+      pack_p(scores, keys, vectors, probabilities);
+      for (int64_t x = row; x < row + rows; x += kLanes) {
+        const vf rescale = load(arena.rescale + x);
+        if (all(rescale == 1.0f)) continue;
+        for (int64_t d = 0; d < p.value_dim; ++d) store(o + d * kRows + x, load(o + d * kRows + x) * rescale);
+      }
+      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, probabilities, o + row, kRows, true);
+    }
+  }
+  release_tiles();
+  for (int64_t r = 0; r < count; r += kLanes)
+    for (int64_t d = 0; d < value_stride; d += kLanes) {
+      vf x[kLanes];
+      for (int i = 0; i < kLanes; ++i) x[i] = load(o + (d + i) * kRows + r);
+      transpose(x);
+      for (int i = 0; i < kLanes; ++i) store(arena.state.o + (r + i) * value_stride + d, x[i]);
+    }
+}
+#endif
+
 // The state of `count` rows over the keys in `range` that they see.
 void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t first_row, int64_t count,
             KeyRange range, bool with_sink, const Arena& arena) {
@@ -207,6 +300,9 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
   const float scale = score_scale(p);
   const bool plain = plain_scores(p);
   const bool few = count <= kFewRows;
+#if defined(GK_SIMD_AMX)
+  if (!few && on_tiles(p)) return attend_on_tiles(p, s, kv_head, first_row, count, range, arena);
+#endif
   const int64_t few_stride = round_up(p.dim, kLanes);
   GK_SWITCH_DTYPE(p.dtype, T, {
     if (few)
@@ -234,8 +330,8 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
         gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim,
                                   arena.queries + row, kRows, arena.scores, kPanel, &scale);
       }
-      if (masked || !plain) adjust(p, arena, row, vectors, begin, keys, arena.scores, masked);
-      softmax(arena, row, vectors, keys, arena.scores);
+      if (masked || !plain) adjust<kPanel>(p, arena, row, vectors, begin, keys, arena.scores, masked);
+      softmax<kPanel>(arena, row, vectors, keys, arena.scores);
       gemm<Into::kRescale, true>(least(rows, count - row), arena.value_stride / kLanes, keys, arena.scores, kPanel,
                                  arena.values + (begin - block) * arena.value_stride, arena.value_stride,
                                  arena.state.o + row * arena.value_stride, arena.value_stride, arena.rescale + row);

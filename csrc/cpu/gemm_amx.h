@@ -23,7 +23,7 @@ inline constexpr int64_t kTilesDepth = 256;      // of a panel: two strips of b,
 inline constexpr int64_t kTilesBlockRows = 512;  // of a that are packed at once, at most
 inline constexpr int64_t kTilesPacked = 512 * 1024;  // elements of a: 1 MB of the second-level cache
 inline constexpr int64_t kTilesBlockCols = 512;      // of b: 256 KB
-inline constexpr int64_t kTilesAlong = 64;
+inline constexpr int64_t kTilesCols = 64;
 
 namespace detail {
 
@@ -44,15 +44,19 @@ GK_ALWAYS_INLINE void read_along(const Lines<bfloat16>& in, int64_t line, int64_
     x[i] = line + i < lines ? as_float(load_elements(in(line + i) + p, depth - p)) : zero();
 }
 
-// The same of what `across` holds by element: x[i] = elements p + 2i and p + 2i + 1 of all lines, in pairs: b's form.
-GK_ALWAYS_INLINE void read_across(const Lines<bfloat16>& across, int64_t line, int64_t lines, int64_t p, int64_t depth,
-                                  vf (&x)[kTileLines]) {
+// 16 elements and 16 more, the first of each beside each other and so on.
+GK_ALWAYS_INLINE vf pair_elements(__m512i x) {
   using bits = uint16_t __attribute__((vector_size(64)));
   const bits pairs = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return reinterpret_cast<vf>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(pairs), x));
+}
+
+// The same of what `across` holds by element: x[i] = elements p + 2i and p + 2i + 1 of all lines, in pairs: b's form.
+GK_ALWAYS_INLINE void read_across(const Lines<bfloat16>& across, int64_t line, int64_t lines, int64_t p, int64_t depth,
+                                  vf (&x)[kTileLines]) {
   const auto pair = [&](__m256i even, __m256i odd) __attribute__((always_inline)) {
-    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
-    return reinterpret_cast<vf>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(pairs), both));
+    return pair_elements(_mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1));
   };
   if (lines - line >= kTileLines && depth - p >= kTileDepth) {
     const auto row = [&](int64_t j) __attribute__((always_inline)) {
@@ -171,18 +175,19 @@ inline void pack_b(const Strided<bfloat16>& b, int64_t depth, int64_t cols, bflo
   detail::pack_tiles<true>(detail::lines_of(b.transposed()), detail::lines_of(b), cols, depth, panel);
 }
 
-// c (rows, cols) = or += panel of a times panel of b. The caller holds TileRegisters.
+// c (rows, cols) = or += panel of a times panel of b. The caller has configured the tiles.
 inline void multiply_panels(int64_t rows, int64_t cols, int64_t depth, const bfloat16* a, const bfloat16* b, float* c,
                             int64_t ldc, bool accumulate) {
-  for (int64_t j = 0; j < cols; j += 2 * kTileLines)
-    for (int64_t i = 0; i < rows; i += 2 * kTileLines) {
-      const bool tall = rows - i > kTileLines, wide = cols - j > kTileLines;
-      const auto multiply = tall   ? wide ? detail::multiply_strips<2, 2> : detail::multiply_strips<2, 1>
-                              : wide ? detail::multiply_strips<1, 2>
-                                   : detail::multiply_strips<1, 1>;
-      multiply(rows - i, cols - j, depth, a + i * detail::kStripStride, b + j * detail::kStripStride, c + i * ldc + j,
-               ldc, accumulate);
-    }
+  for (int64_t begin = 0; begin < cols; begin += kTilesCols)
+    for (int64_t i = 0; i < rows; i += 2 * kTileLines)
+      for (int64_t j = begin; j < cols && j < begin + kTilesCols; j += 2 * kTileLines) {
+        const bool tall = rows - i > kTileLines, wide = cols - j > kTileLines;
+        const auto multiply = tall   ? wide ? detail::multiply_strips<2, 2> : detail::multiply_strips<2, 1>
+                                : wide ? detail::multiply_strips<1, 2>
+                                     : detail::multiply_strips<1, 1>;
+        multiply(rows - i, cols - j, depth, a + i * detail::kStripStride, b + j * detail::kStripStride, c + i * ldc + j,
+                 ldc, accumulate);
+      }
 }
 
 namespace detail {
@@ -196,17 +201,18 @@ void gemm_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a, 
   bfloat16* panel_b = scratch<bfloat16>(kScratchB, kTilesBlockCols * kStripStride);
   const auto at_most = [](int64_t count, int64_t limit) { return count < limit ? count : limit; };
   const bool along = b[0].row == 1 && b[0].rows == nullptr;
-  const TileRegisters registers;
+  configure_tiles();
   for (int64_t i = 0; i < m; i += kTilesBlockRows) {
     const int64_t rows = at_most(m - i, kTilesBlockRows), lines = (rows + kTileLines - 1) / kTileLines * kTileLines;
     const int64_t span = along ? kTilesPacked / (lines * kTilesDepth) * kTilesDepth : kTilesDepth;
-    const int64_t width = along ? kTilesAlong : kTilesBlockCols;
+    const int64_t step = a.col == 1 ? kTileLines : lines;
+    const int64_t width = along ? kTilesCols : kTilesBlockCols;
     for (int64_t begin = 0; begin < k; begin += span) {
       const int64_t end = at_most(begin + span, k);
       const auto panel = [&](int64_t p) { return panel_a + (p - begin) / kTilesDepth * (lines * kStripStride); };
-      for (int64_t line = 0; line < rows; line += kTileLines)
+      for (int64_t line = 0; line < rows; line += step)
         for (int64_t p = begin; p < end; p += kTilesDepth)
-          pack_a(a.from(i + line, p), at_most(rows - line, kTileLines), at_most(end - p, kTilesDepth),
+          pack_a(a.from(i + line, p), at_most(rows - line, step), at_most(end - p, kTilesDepth),
                  panel(p) + line * kStripStride);
       for (int x = 0; x < kProducts; ++x)
         for (int64_t j = 0; j < n; j += width) {
@@ -219,6 +225,7 @@ void gemm_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a, 
         }
     }
   }
+  release_tiles();
 }
 
 }  // namespace detail
