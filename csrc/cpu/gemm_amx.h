@@ -19,11 +19,12 @@
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
-inline constexpr int64_t kTilesDepth = 256;      // of a panel: two strips of b, 16 KB, stay in the first-level cache
-inline constexpr int64_t kTilesBlockRows = 512;  // of a that are packed at once, at most
-inline constexpr int64_t kTilesPacked = 512 * 1024;  // elements of a: 1 MB of the second-level cache
-inline constexpr int64_t kTilesBlockCols = 512;      // of b: 256 KB
-inline constexpr int64_t kTilesCols = 64;
+inline constexpr int64_t kTilesDepth = 256;          // of a panel
+inline constexpr int64_t kTilesCols = 64;            // of b, 32 KB: stay in the first-level cache
+inline constexpr int64_t kTilesBlockRows = 512;      // of a that are packed at once, at most
+inline constexpr int64_t kTilesBlockCols = 512;      // of b: 256 KB of the second-level cache
+inline constexpr int64_t kTilesPacked = 256 * 1024;  // elements of a: 512 KB
+static_assert(kTilesBlockRows * kTilesDepth <= kTilesPacked && kTilesBlockCols % kTilesCols == 0);
 
 namespace detail {
 
@@ -133,10 +134,10 @@ GK_ALWAYS_INLINE void tile_end(float* c, int64_t ldc, int64_t rows, int64_t cols
     store_n(c + i * ldc, load(part[i]), static_cast<int>(cols < kTileLines ? cols : kTileLines));
 }
 
-// c = or += kA strips of a times kB strips of b.
+// c = or += kA strips of a times kB strips of b, while the next c comes nearer.
 template <int kA, int kB>
 void multiply_strips(int64_t rows, int64_t cols, int64_t depth, const bfloat16* a, const bfloat16* b, float* c,
-                     int64_t ldc, bool accumulate) {
+                     int64_t ldc, bool accumulate, const float* next) {
   constexpr int64_t kRight = kTileLines;
   const int64_t down = kTileLines * ldc;
   tile_begin<0>(c, ldc, rows, cols, accumulate);
@@ -156,6 +157,10 @@ void multiply_strips(int64_t rows, int64_t cols, int64_t depth, const bfloat16* 
       tile_dot<2, 5, 6>();
     }
     if constexpr (kA == 2 && kB == 2) tile_dot<3, 5, 7>();
+    for (int i = 0; i < kTileLines / 4; ++i, next += ldc) {
+      __builtin_prefetch(next, 1);
+      if constexpr (kB == 2) __builtin_prefetch(next + kRight, 1);
+    }
   }
   tile_end<0>(c, ldc, rows, cols);
   if constexpr (kB == 2) tile_end<1>(c + kRight, ldc, rows, cols - kRight);
@@ -185,15 +190,17 @@ inline void multiply_panels(int64_t rows, int64_t cols, int64_t depth, const bfl
         const auto multiply = tall   ? wide ? detail::multiply_strips<2, 2> : detail::multiply_strips<2, 1>
                                 : wide ? detail::multiply_strips<1, 2>
                                      : detail::multiply_strips<1, 1>;
+        const bool last = j + 2 * kTileLines >= cols || j + 2 * kTileLines >= begin + kTilesCols;
+        const float* next = last ? c + (i + 2 * kTileLines) * ldc + begin : c + i * ldc + j + 2 * kTileLines;
         multiply(rows - i, cols - j, depth, a + i * detail::kStripStride, b + j * detail::kStripStride, c + i * ldc + j,
-                 ldc, accumulate);
+                 ldc, accumulate, next);
       }
 }
 
 namespace detail {
 
 // gemm_shared of gemm.h. How b lies decides how it is read, which is what products of few rows wait for: columns dense
-// along the sum are read to the end of a span, two strips at a time; rows of b in one stretch of kTilesBlockCols.
+// along the sum are read to the end of a span, kTilesCols at a time; rows of b in one stretch of kTilesBlockCols.
 template <int kProducts>
 void gemm_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a, const Strided<bfloat16> (&b)[kProducts],
                    float* const (&c)[kProducts], int64_t ldc, bool accumulate) {

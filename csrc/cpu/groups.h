@@ -13,16 +13,19 @@
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
-// The output tile of a task, rows x cols floats at most; narrower where there are few tiles.
+// The output tile of a task, rows x cols floats at most, kStride from row to row; narrower where there are few tiles.
 template <typename T>
 struct Block {
-  static constexpr int64_t kRows = kBlockRows, kCols = 128, kNarrow = 64;  // 96 KB
+  static constexpr int64_t kRows = kBlockRows, kCols = 128, kNarrow = 64, kStride = kCols;  // 96 KB
+  static float* scratch(int slot) { return cpu::scratch<float>(slot, kRows * kStride); }
 };
 #if defined(GK_SIMD_AMX)
-// The matrix unit is so fast that packing shows: 1 MB at most, with what is packed it fills the second-level cache.
+// The matrix unit is so fast that packing shows: 1 MB, with what is packed it fills the second-level cache. Rows a
+// power of two apart would compete for few sets of the first-level one.
 template <>
 struct Block<bfloat16> {
-  static constexpr int64_t kRows = 512, kCols = 512, kNarrow = 64;
+  static constexpr int64_t kRows = kTilesBlockRows, kCols = kTilesBlockCols, kNarrow = 64, kStride = kCols + 16;
+  static float* scratch(int slot) { return cpu::scratch<float>(slot, kRows * kStride); }
 };
 #endif
 static_assert(Block<float>::kCols % Block<float>::kNarrow == 0 && Block<float>::kNarrow % kTileCols == 0);

@@ -27,6 +27,8 @@ namespace {
 template <typename T>
 constexpr int64_t kRows = kOnTiles<T, T> ? 512 : kBlockRows;
 constexpr int64_t kColumns = 512;
+template <typename T>
+constexpr int64_t kTileStride = kOnTiles<T, T> ? kColumns + 16 : kColumns;  // no power of two: see groups.h
 constexpr int64_t kRange = 4096;  // columns of a forward task; like all sizes here, no function of N
 
 GK_ALWAYS_INLINE int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
@@ -63,13 +65,13 @@ void forward(const LinearCrossEntropyFwdParams& p) {
     const int64_t part = task / blocks, row = task % blocks * kRows<T>;
     const int64_t rows = at_most(counted.count - row, kRows<T>);
     const int64_t end = at_most((part + 1) * kRange, p.cols);
-    float* tile = scratch<float>(4, kRows<T> * kColumns);
+    float* tile = scratch<float>(4, kRows<T> * kTileStride<T>);
     for (int64_t i = 0; i < rows; ++i) partials[(row + i) * parts + part] = RowSum{};
     for (int64_t column = part * kRange; column < end; column += kColumns) {
       const int64_t n = at_most(end - column, kColumns);
-      gemm(rows, n, p.width, x.from(row, 0), weight.from(column, 0).transposed(), tile, kColumns, false);
+      gemm(rows, n, p.width, x.from(row, 0), weight.from(column, 0).transposed(), tile, kTileStride<T>, false);
       for (int64_t i = 0; i < rows; ++i) {
-        const float* logits = tile + i * kColumns;
+        const float* logits = tile + i * kTileStride<T>;
         add_columns<kCapped>(partials[(row + i) * parts + part], logits, n, s, smoothed);
         const int64_t target = p.targets[counted.index[row + i]] - column;
         if (target >= 0 && target < n) target_z[row + i] = squash<kCapped>(s, set1(logits[target])).value[0];
@@ -122,10 +124,10 @@ void backward(const LinearCrossEntropyBwdParams& p) {
       Held* out = held_dlogits + row * held + column;
       float* tile;
       if constexpr (kOnTiles<T, T>)
-        tile = scratch<float>(4, kRows<T> * kColumns);
+        tile = scratch<float>(4, kRows<T> * kTileStride<T>);
       else
         tile = out;
-      const int64_t stride = kOnTiles<T, T> ? kColumns : held;
+      const int64_t stride = kOnTiles<T, T> ? kTileStride<T> : held;
       gemm(m, n, p.width, x.from(row, 0), weight.from(first + column, 0).transposed(), tile, stride, false);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t source = counted.index[row + i];
@@ -149,10 +151,10 @@ void backward(const LinearCrossEntropyBwdParams& p) {
       task -= dx_tasks;
       const int64_t column = task / width_blocks * kRows<T>, c = task % width_blocks * kColumns;
       const int64_t m = at_most(columns - column, kRows<T>), n = at_most(p.width - c, kColumns);
-      float* tile = scratch<float>(4, kRows<T> * kColumns);
-      gemm(m, n, rows, dlogits.from(0, column).transposed(), x.from(0, c), tile, kColumns, false);
+      float* tile = scratch<float>(4, kRows<T> * kTileStride<T>);
+      gemm(m, n, rows, dlogits.from(0, column).transposed(), x.from(0, c), tile, kTileStride<T>, false);
       for (int64_t i = 0; i < m; ++i)
-        copy_rounded(tile + i * kColumns, n, static_cast<T*>(p.dweight) + (first + column + i) * p.width + c);
+        copy_rounded(tile + i * kTileStride<T>, n, static_cast<T*>(p.dweight) + (first + column + i) * p.width + c);
     });
   }
 

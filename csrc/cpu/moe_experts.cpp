@@ -58,7 +58,7 @@ void activate_tile(const Tile& t, const float* gate, const float* up, const MoeE
   T* kept_up = p.gate == nullptr ? nullptr : tile_rows<T>(p.up, t, p.hidden_cols);
   for (int64_t i = 0; i < t.rows; ++i) {
     for_vectors(t.cols, [&](int64_t c, int n) {
-      const vf g = load_some(gate + i * Block<T>::kCols + c, n), u = load_some(up + i * Block<T>::kCols + c, n);
+      const vf g = load_some(gate + i * Block<T>::kStride + c, n), u = load_some(up + i * Block<T>::kStride + c, n);
       store_some(hidden + i * p.hidden_cols + c, value_and_slope<kKind>(g).value * u, n);
       if (kept_gate == nullptr) return;
       store_some(kept_gate + i * p.hidden_cols + c, g, n);
@@ -79,11 +79,11 @@ void forward(const MoeExpertsFwdParams& p) {
     const GroupTiles<T> tiles(p.offsets, p.experts, rows, hidden_cols);
     parallel_tasks(tiles.count(), 2 * tile_cost(tiles.count(), rows, p.experts, p.cols, hidden_cols), [&](int64_t i) {
       const Tile t = tiles[i];
-      float* gate = scratch<float>(1, Block<T>::kRows * Block<T>::kCols);
-      float* up = scratch<float>(2, Block<T>::kRows * Block<T>::kCols);
+      float* gate = Block<T>::scratch(1);
+      float* up = Block<T>::scratch(2);
       const Strided<T> projections[] = {matrix<T>(w.gate, w.gate_strides, t.group).transposed().from(0, t.col),
                                         matrix<T>(w.up, w.up_strides, t.group).transposed().from(0, t.col)};
-      gemm_shared(t.rows, t.cols, p.cols, x.from(t.row, 0), projections, {gate, up}, Block<T>::kCols, false);
+      gemm_shared(t.rows, t.cols, p.cols, x.from(t.row, 0), projections, {gate, up}, Block<T>::kStride, false);
       with_activation(p.activation, [&]<Activation kKind>() { activate_tile<kKind, T>(t, gate, up, p); });
     });
   }
@@ -93,8 +93,9 @@ void forward(const MoeExpertsFwdParams& p) {
     parallel_tasks(tiles.count(), tile_cost(tiles.count(), rows, p.experts, p.cols, hidden_cols), [&](int64_t i) {
       const Tile t = tiles[i];
       const Strided<T> projection = matrix<T>(w.down, w.down_strides, t.group).transposed().from(0, t.col);
-      gemm(t.rows, t.cols, hidden_cols, hidden.from(t.row, 0), projection, p.down + t.row * p.cols + t.col, p.cols,
-           false);
+      float* down = Block<T>::scratch(1);
+      gemm(t.rows, t.cols, hidden_cols, hidden.from(t.row, 0), projection, down, Block<T>::kStride, false);
+      store_tile(down, Block<T>::kStride, t.rows, t.cols, p.down + t.row * p.cols + t.col, p.cols);
     });
   }
   weighted_sum<true>(p.tokens, p.top_k, p.cols, p.down, p.cols, p.weights, p.slots, static_cast<T*>(p.y));
@@ -123,7 +124,7 @@ void differentiate_tile(const Tile& t, const float* g_tile, const MoeExpertsBwdP
         const int64_t c = begin + offset;
         const vf u = load_some(up + row + c, n);
         const ValueAndSlope act = value_and_slope<kKind>(load_some(gate + row + c, n));
-        const vf g = load_some(g_tile + i * Block<T>::kCols + c, n);
+        const vf g = load_some(g_tile + i * Block<T>::kStride + c, n);
         const vf weighted = g * weight, hidden = act.value * u;
         dot = fma(g, hidden, dot);
         store_some(dgate + row + c, weighted * u * act.slope, n);
@@ -148,10 +149,10 @@ struct WeightGradient {
     const int64_t row = index / tiles_across * Block<T>::kRows, col = index % tiles_across * Block<T>::kCols;
     const int64_t rows = down - row < Block<T>::kRows ? down - row : Block<T>::kRows;
     const int64_t cols = across - col < Block<T>::kCols ? across - col : Block<T>::kCols;
-    float* out = scratch<float>(1, Block<T>::kRows * Block<T>::kCols);
+    float* out = Block<T>::scratch(1);
     gemm(rows, cols, group.size(), left.transposed().from(row, group.begin), right.from(group.begin, col), out,
-         Block<T>::kCols, false);
-    store_tile(out, Block<T>::kCols, rows, cols, dw + (e * down + row) * across + col, across);
+         Block<T>::kStride, false);
+    store_tile(out, Block<T>::kStride, rows, cols, dw + (e * down + row) * across + col, across);
   }
 };
 
@@ -176,9 +177,9 @@ void backward(const MoeExpertsBwdParams& p) {
     const GroupTiles<T> tiles(p.offsets, p.experts, rows, hidden_cols);
     parallel_tasks(tiles.count(), tile_cost(tiles.count(), rows, p.experts, p.cols, hidden_cols), [&](int64_t i) {
       const Tile t = tiles[i];
-      float* g = scratch<float>(1, Block<T>::kRows * Block<T>::kCols);
+      float* g = Block<T>::scratch(1);
       gemm(t.rows, t.cols, p.cols, dy.from(t.row, 0), matrix<T>(w.down, w.down_strides, t.group).from(0, t.col), g,
-           Block<T>::kCols, false);
+           Block<T>::kStride, false);
       with_activation(p.activation, [&]<Activation kKind>() { differentiate_tile<kKind, T>(t, g, p); });
     });
   }
@@ -186,11 +187,12 @@ void backward(const MoeExpertsBwdParams& p) {
     const GroupTiles<T> tiles(p.offsets, p.experts, rows, p.cols);
     parallel_tasks(tiles.count(), 2 * tile_cost(tiles.count(), rows, p.experts, p.cols, hidden_cols), [&](int64_t i) {
       const Tile t = tiles[i];
-      float* out = p.dx_rows + t.row * p.cols + t.col;
+      float* out = Block<T>::scratch(1);
       gemm(t.rows, t.cols, hidden_cols, dgate.from(t.row, 0), matrix<T>(w.gate, w.gate_strides, t.group).from(0, t.col),
-           out, p.cols, false);
+           out, Block<T>::kStride, false);
       gemm(t.rows, t.cols, hidden_cols, dup.from(t.row, 0), matrix<T>(w.up, w.up_strides, t.group).from(0, t.col), out,
-           p.cols, true);
+           Block<T>::kStride, true);
+      store_tile(out, Block<T>::kStride, t.rows, t.cols, p.dx_rows + t.row * p.cols + t.col, p.cols);
     });
   }
   weighted_sum<false>(p.tokens, p.top_k, p.cols, p.dx_rows, p.cols, nullptr, p.slots, static_cast<T*>(p.dx));
