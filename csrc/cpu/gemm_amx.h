@@ -191,7 +191,10 @@ inline void multiply_panels(int64_t rows, int64_t cols, int64_t depth, const bfl
                                 : wide ? detail::multiply_strips<1, 2>
                                      : detail::multiply_strips<1, 1>;
         const bool last = j + 2 * kTileLines >= cols || j + 2 * kTileLines >= begin + kTilesCols;
-        const float* next = last ? c + (i + 2 * kTileLines) * ldc + begin : c + i * ldc + j + 2 * kTileLines;
+        const bool lowest = i + 2 * kTileLines >= rows;
+        const float* next = c + (!last    ? i * ldc + j + 2 * kTileLines
+                                 : lowest ? 0
+                                          : (i + 2 * kTileLines) * ldc + begin);
         multiply(rows - i, cols - j, depth, a + i * detail::kStripStride, b + j * detail::kStripStride, c + i * ldc + j,
                  ldc, accumulate, next);
       }
