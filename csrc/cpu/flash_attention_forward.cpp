@@ -100,11 +100,12 @@ struct Arena {
   }
 };
 
-// Softcap, temperature, ALiBi and masks on scores (keys, kStride) of `vectors` vectors of rows; key is the first one's
-// position.
-template <int64_t kStride>
+// Scale, softcap, temperature, ALiBi and masks on scores (keys, kStride) of `vectors` vectors of rows; key is the first
+// one's position. A product that scales its sums leaves nothing to scale here.
+template <int64_t kStride, bool kScale>
 [[gnu::noinline]] void adjust(const FlashAttentionProblem& p, const Arena& arena, int64_t row, int64_t vectors,
                               int64_t key, int64_t count, float* scores, bool masked) {
+  const float scale = score_scale(p);
   const bool plain = plain_scores(p);
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
@@ -113,7 +114,7 @@ template <int64_t kStride>
     for (int64_t n = 0; n < count; ++n) {
       const vi j = set1(static_cast<int32_t>(key + n));
       float* at = scores + n * kStride + v * kLanes;
-      vf s = load(at);
+      vf s = kScale ? load(at) * scale : load(at);
       if (!plain) {
         if (p.softcap > 0.0f) s = p.softcap * tanh(s);
         s = fnma(slope, abs(to_float(position - j)), s * temperature);
@@ -125,8 +126,12 @@ template <int64_t kStride>
 }
 
 // scores -> exp(score - top), with top, sum and the factor that o must be multiplied by brought up to date.
-template <int64_t kStride>
-[[gnu::noinline]] void softmax(const Arena& arena, int64_t row, int64_t vectors, int64_t count, float* scores) {
+template <int64_t kStride, bool kScale>
+[[gnu::noinline]] void softmax(const Arena& arena, int64_t row, int64_t vectors, int64_t count, float* scores,
+                               float scale) {
+  const auto score = [scale](const float* at) __attribute__((always_inline)) {
+    return kScale ? load(at) * scale : load(at);
+  };
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
     float* at = scores + v * kLanes;
@@ -134,22 +139,22 @@ template <int64_t kStride>
     vf top = before, other = before;
     int64_t n = 0;
     for (; n + 2 <= count; n += 2) {
-      top = max(load(at + n * kStride), top);
-      other = max(load(at + (n + 1) * kStride), other);
+      top = max(score(at + n * kStride), top);
+      other = max(score(at + (n + 1) * kStride), other);
     }
-    if (n < count) top = max(load(at + n * kStride), top);
+    if (n < count) top = max(score(at + n * kStride), top);
     top = max(other, top);
     const vf reference = select(top == -kInfinity, vf{}, top);  // no key yet: exp(-infinity - 0) = 0, and never NaN
     const vf rescale = exp_nonpositive(before - reference);
     vf sum[2] = {vf{}, vf{}};
     for (n = 0; n + 2 <= count; n += 2)
       for (int u = 0; u < 2; ++u) {
-        const vf e = exp_nonpositive(load(at + (n + u) * kStride) - reference);
+        const vf e = exp_nonpositive(score(at + (n + u) * kStride) - reference);
         store(at + (n + u) * kStride, e);
         sum[u] = sum[u] + e;
       }
     if (n < count) {
-      const vf e = exp_nonpositive(load(at + n * kStride) - reference);
+      const vf e = exp_nonpositive(score(at + n * kStride) - reference);
       store(at + n * kStride, e);
       sum[0] = sum[0] + e;
     }
@@ -223,7 +228,8 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
   bfloat16* keys_panel = queries + kRows * kStride;
   bfloat16* values = keys_panel + kTilesKeys * kStride;
   bfloat16* probabilities = values + value_stride * kStride;
-  for (int64_t i = 0; i < kRows * value_stride; ++i) o[i] = 0.0f;
+  for (int64_t i = p.value_dim * kRows; i < value_stride * kRows; ++i) o[i] = 0.0f;
+  bool started[kRows / kTilesPanel] = {};
   for (int64_t r = 0; r < count; r += kTileLines) {  // rows of several heads are no matrix: one row at a time
     bfloat16* dense = reinterpret_cast<bfloat16*>(scores);
     const int64_t rows = least(count - r, kTileLines);
@@ -232,7 +238,7 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
     pack_b(Strided<bfloat16>{dense, p.dim, 1}.transposed(), p.dim, rows, queries + r * kStride);
   }
 
-  const vf scale = set1(score_scale(p));
+  const float scale = score_scale(p);
   const bool plain = plain_scores(p);
   configure_tiles();
   for (int64_t block = range.begin; block < range.end; block += kTilesKeys) {
@@ -249,26 +255,31 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
       const bool masked = begin < arena.begin[row + rows - 1] || end > arena.end[row];
       multiply_panels(keys, rows, p.dim, keys_panel + skipped * kStride, queries + row * kStride, scores, kTilesPanel,
                       false);
-      for (int64_t n = 0; n < keys; ++n)
-        for (int64_t x = 0; x < rows; x += kLanes)
-          store(scores + n * kTilesPanel + x, load(scores + n * kTilesPanel + x) * scale);
-      if (masked || !plain) adjust<kTilesPanel>(p, arena, row, vectors, begin, keys, scores, masked);
-      softmax<kTilesPanel>(arena, row, vectors, keys, scores);
+      if (masked || !plain) {
+        adjust<kTilesPanel, true>(p, arena, row, vectors, begin, keys, scores, masked);
+        softmax<kTilesPanel, false>(arena, row, vectors, keys, scores, 1.0f);
+      } else {
+        softmax<kTilesPanel, true>(arena, row, vectors, keys, scores, scale);
+      }
       pack_p(scores, keys, vectors, probabilities);
-      for (int64_t x = row; x < row + rows; x += kLanes) {
+      bool& begun = started[row / kTilesPanel];
+      for (int64_t x = row; begun && x < row + rows; x += kLanes) {
         const vf rescale = load(arena.rescale + x);
         if (all(rescale == 1.0f)) continue;
         for (int64_t d = 0; d < p.value_dim; ++d) store(o + d * kRows + x, load(o + d * kRows + x) * rescale);
       }
-      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, probabilities, o + row, kRows, true);
+      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, probabilities, o + row, kRows, begun);
+      begun = true;
     }
   }
   release_tiles();
   for (int64_t r = 0; r < count; r += kLanes)
     for (int64_t d = 0; d < value_stride; d += kLanes) {
-      vf x[kLanes];
-      for (int i = 0; i < kLanes; ++i) x[i] = load(o + (d + i) * kRows + r);
-      transpose(x);
+      vf x[kLanes] = {};
+      if (started[r / kTilesPanel]) {
+        for (int i = 0; i < kLanes; ++i) x[i] = load(o + (d + i) * kRows + r);
+        transpose(x);
+      }
       for (int i = 0; i < kLanes; ++i) store(arena.state.o + (r + i) * value_stride + d, x[i]);
     }
 }
@@ -292,17 +303,16 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
     arena.state.top[r] = sink;
     arena.state.sum[r] = sink == -kInfinity ? 0.0f : 1.0f;
   }
-  for (int64_t i = 0; i < padded * arena.value_stride; ++i) arena.state.o[i] = 0.0f;
-
   const KeyRange seen = s.visible(first_row / group, (first_row + count - 1) / group);
   range = {most(range.begin, seen.begin), least(range.end, seen.end)};
-  if (range.begin >= range.end) return;
+  const bool few = count <= kFewRows, none = range.begin >= range.end;
+#if defined(GK_SIMD_AMX)
+  if (!few && !none && on_tiles(p)) return attend_on_tiles(p, s, kv_head, first_row, count, range, arena);
+#endif
+  for (int64_t i = 0; i < padded * arena.value_stride; ++i) arena.state.o[i] = 0.0f;
+  if (none) return;
   const float scale = score_scale(p);
   const bool plain = plain_scores(p);
-  const bool few = count <= kFewRows;
-#if defined(GK_SIMD_AMX)
-  if (!few && on_tiles(p)) return attend_on_tiles(p, s, kv_head, first_row, count, range, arena);
-#endif
   const int64_t few_stride = round_up(p.dim, kLanes);
   GK_SWITCH_DTYPE(p.dtype, T, {
     if (few)
@@ -330,8 +340,8 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
         gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim,
                                   arena.queries + row, kRows, arena.scores, kPanel, &scale);
       }
-      if (masked || !plain) adjust<kPanel>(p, arena, row, vectors, begin, keys, arena.scores, masked);
-      softmax<kPanel>(arena, row, vectors, keys, arena.scores);
+      if (masked || !plain) adjust<kPanel, false>(p, arena, row, vectors, begin, keys, arena.scores, masked);
+      softmax<kPanel, false>(arena, row, vectors, keys, arena.scores, 1.0f);
       gemm<Into::kRescale, true>(least(rows, count - row), arena.value_stride / kLanes, keys, arena.scores, kPanel,
                                  arena.values + (begin - block) * arena.value_stride, arena.value_stride,
                                  arena.state.o + row * arena.value_stride, arena.value_stride, arena.rescale + row);
