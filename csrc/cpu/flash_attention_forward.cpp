@@ -192,25 +192,30 @@ template <typename T>
 }
 
 #if defined(GK_SIMD_AMX)
-// bfloat16 on the matrix unit, where k and q form the scores as they are and p is rounded to bfloat16 for p v:
+// bfloat16 on the matrix unit:
 //
 //   scores (keys, rows) = k q^T      o^T (Dv, rows) = o^T rescale + v^T p
 //
 // Lanes run along the rows throughout, so the softmax is the one above, and p, made pair by pair of keys, is a right
-// operand as it is.
+// operand as it is: two of them, p rounded and the rest, so that o is as good as with p in float32.
 constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;
 static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
 
 bool on_tiles(const FlashAttentionProblem& p) { return p.dtype == DType::bfloat16 && p.dim <= kTilesDepth; }
 
-// p (keys, kTilesPanel) as a panel of b; zero up to a whole tile.
-void pack_p(const float* p, int64_t keys, int64_t vectors, bfloat16* panel) {
+// p (keys, kTilesPanel) as two panels of b, rounded and what rounding left; zero up to a whole tile.
+void pack_p(const float* p, int64_t keys, int64_t vectors, bfloat16* panel, bfloat16* rest) {
   for (int64_t n = 0; n < round_up(keys, kTileDepth); n += 2)
     for (int64_t v = 0; v < vectors; ++v) {
       const float* at = p + n * kTilesPanel + v * kLanes;
       const vf even = n < keys ? load(at) : zero(), odd = n + 1 < keys ? load(at + kTilesPanel) : zero();
-      store(reinterpret_cast<float*>(panel + v * kLanes * detail::kStripStride + n * kTileLines),
-            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even))));
+      const int64_t place = v * kLanes * detail::kStripStride + n * kTileLines;
+      const vf pairs = detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
+      store(reinterpret_cast<float*>(panel + place), pairs);
+      const vi bits = as_int(pairs);  // of each lane: even below, odd above
+      const vf even_rest = even - as_float(bits << 16), odd_rest = odd - as_float(bits & ~0xffff);
+      store(reinterpret_cast<float*>(rest + place),
+            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd_rest, even_rest))));
     }
 }
 
@@ -222,12 +227,13 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
   const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
   constexpr int64_t kStride = detail::kStripStride;
   float* scores = scratch<float>(5, kTilesKeys * kTilesPanel + kRows * value_stride +
-                                        (kRows + kTilesKeys + kTilesPanel + value_stride) * kStride / 2);
+                                        (kRows + kTilesKeys + 2 * kTilesPanel + value_stride) * kStride / 2);
   float* o = scores + kTilesKeys * kTilesPanel;  // (Dv, kRows)
   bfloat16* queries = reinterpret_cast<bfloat16*>(o + kRows * value_stride);
   bfloat16* keys_panel = queries + kRows * kStride;
   bfloat16* values = keys_panel + kTilesKeys * kStride;
   bfloat16* probabilities = values + value_stride * kStride;
+  bfloat16* rest = probabilities + kTilesPanel * kStride;
   for (int64_t i = p.value_dim * kRows; i < value_stride * kRows; ++i) o[i] = 0.0f;
   bool started[kRows / kTilesPanel] = {};
   for (int64_t r = 0; r < count; r += kTileLines) {  // rows of several heads are no matrix: one row at a time
@@ -261,7 +267,7 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
       } else {
         softmax<kTilesPanel, true>(arena, row, vectors, keys, scores, scale);
       }
-      pack_p(scores, keys, vectors, probabilities);
+      pack_p(scores, keys, vectors, probabilities, rest);
       bool& begun = started[row / kTilesPanel];
       for (int64_t x = row; begun && x < row + rows; x += kLanes) {
         const vf rescale = load(arena.rescale + x);
@@ -269,6 +275,7 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
         for (int64_t d = 0; d < p.value_dim; ++d) store(o + d * kRows + x, load(o + d * kRows + x) * rescale);
       }
       multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, probabilities, o + row, kRows, begun);
+      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, rest, o + row, kRows, true);
       begun = true;
     }
   }
