@@ -22,7 +22,7 @@ inline namespace GK_CPU_LEVEL {
 inline constexpr int64_t kTilesDepth = 256;          // of a panel
 inline constexpr int64_t kTilesCols = 64;            // of b, 32 KB: stay in the first-level cache
 inline constexpr int64_t kTilesBlockRows = 512;      // of a that are packed at once, at most
-inline constexpr int64_t kTilesBlockCols = 512;      // of b: 256 KB of the second-level cache
+inline constexpr int64_t kTilesBlockCols = 256;      // of b: 128 KB of the second-level cache
 inline constexpr int64_t kTilesPacked = 256 * 1024;  // elements of a: 512 KB
 static_assert(kTilesBlockRows * kTilesDepth <= kTilesPacked && kTilesBlockCols % kTilesCols == 0);
 

@@ -24,7 +24,7 @@ struct Block {
 // power of two apart would compete for few sets of the first-level one.
 template <>
 struct Block<bfloat16> {
-  static constexpr int64_t kRows = kTilesBlockRows, kCols = kTilesBlockCols, kNarrow = 64, kStride = kCols + 16;
+  static constexpr int64_t kRows = kTilesBlockRows, kCols = 512, kNarrow = 64, kStride = kCols + 16;
   static float* scratch(int slot) { return cpu::scratch<float>(slot, kRows * kStride); }
 };
 #endif
