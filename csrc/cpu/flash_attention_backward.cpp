@@ -16,6 +16,9 @@
 #include "cpu/simd.h"
 #include "cpu/simd_math.h"
 #include "flash_attention.h"
+#if defined(GK_SIMD_AMX)
+#include "cpu/gemm_amx.h"
+#endif
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
@@ -66,6 +69,190 @@ struct Panel {
   GK_ALWAYS_INLINE int64_t first_block() const { return seen.begin / kKeys; }
   GK_ALWAYS_INLINE int64_t last_block() const { return (seen.end - 1) / kKeys; }
 };
+
+// Where a block of keys and a panel of rows meet: the folded rows of q, dout, k and v, and the five products of them.
+struct Operands {
+  const FlashAttentionProblem& p;
+  FoldedRows q, dout, k, v;
+};
+
+// The products on float32 tiles.
+struct FloatProducts {
+  static constexpr int64_t kStep = kLanes;  // at whose multiples the keys of a product begin
+  const Operands& x;
+  const Arena& arena;
+
+  // k as it is and transposed, v transposed; zeros where the block at `key` has no key that is seen.
+  void load_block(int64_t key, KeyRange range) const {
+    const int64_t count = range.end - range.begin;
+    GK_SWITCH_DTYPE(x.p.dtype, T, {
+      load_rows<T>(x.k, range.begin, count, x.p.dim, arena.keys + (range.begin - key) * arena.stride, arena.stride);
+      load_columns<T>(x.k, key, kKeys, range, x.p.dim, arena.keys_transposed, kKeys);
+      load_columns<T>(x.v, key, kKeys, range, x.p.value_dim, arena.values_transposed, kKeys);
+    });
+  }
+  void load_panel(const Panel& panel) const {
+    GK_SWITCH_DTYPE(x.p.dtype, T, {
+      load_rows<T>(x.q, panel.first, panel.count, x.p.dim, arena.queries, arena.stride);
+      load_rows<T>(x.dout, panel.first, panel.count, x.p.value_dim, arena.dout, arena.value_stride);
+    });
+  }
+  // Scaled q.k in arena.p and dout.v in arena.ds, for keys `first` .. `first` + count of the block.
+  void scores(const Panel& panel, int64_t first, int64_t count) const {
+    const float scale = score_scale(x.p), one = 1.0f;
+    gemm<Into::kWrite, false>(panel.count, count / kLanes, x.p.dim, arena.queries, arena.stride,
+                              arena.keys_transposed + first, kKeys, arena.p + first, kKeys, &scale);
+    gemm<Into::kWrite, false>(panel.count, count / kLanes, x.p.value_dim, arena.dout, arena.value_stride,
+                              arena.values_transposed + first, kKeys, arena.ds + first, kKeys, &one);
+  }
+  void add_dk_dv(const Panel& panel, int64_t first, int64_t count) const {
+    gemm<Into::kAdd, true>(count, arena.value_stride / kLanes, panel.count, arena.p + first, kKeys, arena.dout,
+                           arena.value_stride, arena.dv + first * arena.value_stride, arena.value_stride);
+    gemm<Into::kAdd, true>(count, arena.stride / kLanes, panel.count, arena.ds + first, kKeys, arena.queries,
+                           arena.stride, arena.dk + first * arena.stride, arena.stride);
+  }
+  void add_dq(const Panel& panel, int64_t first, int64_t count, float* sum, bool begin) const {
+    const float* keys = arena.keys + first * arena.stride;
+    const float one = 1.0f;
+    if (begin)
+      gemm<Into::kWrite, false>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
+                                sum, arena.stride, &one);
+    else
+      gemm<Into::kAdd, false>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
+                              sum, arena.stride);
+  }
+  // delta[r] = dout . o of a panel's rows, added up in the order in which `gemm` adds up dp.
+  void dots(const FoldedRows& o, const Panel& panel, float* delta) const {
+    float *o_columns = arena.queries, *dout_columns = arena.dout;  // (Dv, kPanel)
+    const KeyRange valid{panel.first, panel.first + panel.count};
+    const int64_t padded = round_up(panel.count, kLanes);
+    GK_SWITCH_DTYPE(x.p.dtype, T, {
+      load_columns<T>(o, panel.first, padded, valid, x.p.value_dim, o_columns, kPanel);
+      load_columns<T>(x.dout, panel.first, padded, valid, x.p.value_dim, dout_columns, kPanel);
+    });
+    for (int64_t r = 0; r < panel.count; r += kLanes) {
+      vf sum[2] = {vf{}, vf{}};
+      for (int64_t c = 0; c < x.p.value_dim; ++c)
+        sum[c % 2] = fma(load(dout_columns + c * kPanel + r), load(o_columns + c * kPanel + r), sum[c % 2]);
+      store(delta + r, sum[0] + sum[1]);
+    }
+  }
+};
+
+#if defined(GK_SIMD_AMX)
+// The products of bfloat16 on the matrix unit: s and dp from the tensors as they are, the others with p and ds rounded.
+// Every operand is a panel twice, in the form of a left and of a right one, or along the other of its dims.
+struct TileProducts {
+  static constexpr int64_t kStep = kTileDepth;  // ds k sums over keys
+  const Operands& x;
+  const Arena& arena;
+  bfloat16 *keys, *values, *keys_right, *queries, *dout, *queries_right, *dout_right, *left, *dense;
+
+  static bool take(const FlashAttentionProblem& p) {
+    return p.dtype == DType::bfloat16 && p.dim <= kTilesDepth && p.value_dim <= kTilesDepth;
+  }
+  TileProducts(const Operands& operands, const Arena& a) : x(operands), arena(a) {
+    constexpr int64_t kStride = detail::kStripStride;
+    const int64_t widest = most(a.stride, a.value_stride);
+    bfloat16* next = scratch<bfloat16>(
+        5, (3 * kKeys + 3 * kPanel + 2 * a.stride + a.value_stride) * kStride + kKeys * most(widest, kKeys));
+    const auto lines = [&](int64_t count) {
+      bfloat16* mine = next;
+      next += count * kStride;
+      return mine;
+    };
+    keys = lines(kKeys);
+    values = lines(kKeys);
+    left = lines(most(kKeys, kPanel));
+    queries = lines(kPanel);
+    dout = lines(kPanel);
+    keys_right = lines(a.stride);
+    queries_right = lines(a.stride);
+    dout_right = lines(a.value_stride);
+    dense = lines(0);
+  }
+
+  // Rows first .. first + count, dense; rows of several heads are no matrix.
+  Strided<bfloat16> rows(const FoldedRows& from, int64_t first, int64_t count, int64_t cols, int64_t at = 0) const {
+    for (int64_t i = 0; i < count; ++i)
+      __builtin_memcpy(dense + (at + i) * cols, static_cast<const bfloat16*>(from.data) + from.at(first + i), cols * 2);
+    return {dense, cols, 1};
+  }
+  void load_block(int64_t key, KeyRange range) const {
+    const auto block = [&](const FoldedRows& from, int64_t cols) {
+      __builtin_memset(dense, 0, kKeys * cols * 2);
+      return rows(from, range.begin, range.end - range.begin, cols, range.begin - key);
+    };
+    const Strided<bfloat16> k = block(x.k, x.p.dim);
+    pack_b(k.transposed(), x.p.dim, kKeys, keys);
+    pack_b(k, kKeys, x.p.dim, keys_right);
+    pack_b(block(x.v, x.p.value_dim).transposed(), x.p.value_dim, kKeys, values);
+  }
+  void load_panel(const Panel& panel) const {
+    const Strided<bfloat16> q = rows(x.q, panel.first, panel.count, x.p.dim);
+    pack_a(q, panel.count, x.p.dim, queries);
+    pack_b(q, panel.count, x.p.dim, queries_right);
+    const Strided<bfloat16> d = rows(x.dout, panel.first, panel.count, x.p.value_dim);
+    pack_a(d, panel.count, x.p.value_dim, dout);
+    pack_b(d, panel.count, x.p.value_dim, dout_right);
+  }
+  void scores(const Panel& panel, int64_t first, int64_t count) const {
+    const int64_t skipped = first * detail::kStripStride;
+    configure_tiles();
+    multiply_panels(panel.count, count, x.p.dim, queries, keys + skipped, arena.p + first, kKeys, false);
+    multiply_panels(panel.count, count, x.p.value_dim, dout, values + skipped, arena.ds + first, kKeys, false);
+    release_tiles();
+    const vf scale = set1(score_scale(x.p));
+    for (int64_t r = 0; r < panel.count; ++r)
+      for (int64_t c = first; c < first + count; c += kLanes)
+        store(arena.p + r * kKeys + c, load(arena.p + r * kKeys + c) * scale);
+  }
+  // A tile (kPanel, kKeys) of float32, rounded.
+  Strided<bfloat16> rounded(const Panel& panel, int64_t first, int64_t count, const float* tile) const {
+    for (int64_t r = 0; r < panel.count; ++r)
+      for (int64_t c = first; c < first + count; c += kLanes) store(dense + r * kKeys + c, load(tile + r * kKeys + c));
+    return {dense + first, kKeys, 1};
+  }
+  void add_dk_dv(const Panel& panel, int64_t first, int64_t count) const {
+    configure_tiles();
+    pack_a(rounded(panel, first, count, arena.p).transposed(), count, panel.count, left);
+    multiply_panels(count, x.p.value_dim, panel.count, left, dout_right, arena.dv + first * arena.value_stride,
+                    arena.value_stride, true);
+    pack_a(rounded(panel, first, count, arena.ds).transposed(), count, panel.count, left);
+    multiply_panels(count, x.p.dim, panel.count, left, queries_right, arena.dk + first * arena.stride, arena.stride,
+                    true);
+    release_tiles();
+    pack_a(Strided<bfloat16>{dense + first, kKeys, 1}, panel.count, count, left);  // ds, for dq
+  }
+  void add_dq(const Panel& panel, int64_t first, int64_t count, float* sum, bool begin) const {
+    configure_tiles();
+    multiply_panels(panel.count, x.p.dim, count, left, keys_right + first * kTileLines, sum, arena.stride, !begin);
+    release_tiles();
+  }
+  // The diagonals of dout o^T, so that the order is that of dp.
+  void dots(const FoldedRows& o, const Panel& panel, float* delta) const {
+    pack_a(rows(x.dout, panel.first, panel.count, x.p.value_dim), panel.count, x.p.value_dim, dout);
+    pack_b(rows(o, panel.first, panel.count, x.p.value_dim).transposed(), x.p.value_dim, panel.count, values);
+    configure_tiles();
+    for (int64_t r = 0; r < panel.count; r += kTileLines) {
+      float all[kTileLines][kTileLines];
+      const int64_t count = least(panel.count - r, kTileLines), skipped = r * detail::kStripStride;
+      multiply_panels(count, count, x.p.value_dim, dout + skipped, values + skipped, all[0], kTileLines, false);
+      for (int64_t i = 0; i < count; ++i) delta[r + i] = all[i][i];
+    }
+    release_tiles();
+  }
+};
+#endif
+
+// Calls f with the products that run here.
+template <typename F>
+void with_products(const Operands& operands, const Arena& arena, const F& f) {
+#if defined(GK_SIMD_AMX)
+  if (TileProducts::take(operands.p)) return f(TileProducts(operands, arena));
+#endif
+  f(FloatProducts{operands, arena});
+}
 
 // One row of scores -> p and ds, for the vectors [from, to) of its block of keys, which starts at `key`; gives the sum
 // of p * dp.
@@ -125,32 +312,25 @@ struct Launch {
     return {nullptr, p.cu_seqlens_k == nullptr ? p.keys * p.kv_heads * cols : 0, p.kv_heads * cols, cols};
   }
 
-  // delta of the rows of one panel, added up in the order in which `gemm` adds up dp: where a row sees one key the two
-  // cancel exactly. dq of a panel that sees no key is zero.
+  Operands operands(const Sequence& s, int64_t kv_head) const {
+    return {p, folded(p.q, s, s.first_query, kv_head * group, group),
+            folded(params.dout, s, s.first_query, kv_head * group, group), folded(p.k, s, s.first_key, kv_head, 1),
+            folded(p.v, s, s.first_key, kv_head, 1)};
+  }
+
+  // delta of the rows of one panel, added up in the order in which dp is: where a row sees one key the two cancel
+  // exactly. dq of a panel that sees no key is zero.
   void prepare(const Sequence& s, int64_t kv_head, int64_t panel_number) const {
     const int64_t rows = s.queries * group;
     const Panel panel(s, group, rows, panel_number);
     const FoldedRows o = folded(params.o, s, s.first_query, kv_head * group, group);
-    const FoldedRows dout = folded(params.dout, s, s.first_query, kv_head * group, group);
     const Arena arena(p);
-    float *o_columns = arena.queries, *dout_columns = arena.dout;  // (Dv, kPanel)
-    const KeyRange valid{panel.first, panel.first + panel.count};
-    const int64_t padded = round_up(panel.count, kLanes);
-    GK_SWITCH_DTYPE(p.dtype, T, {
-      load_columns<T>(o, panel.first, padded, valid, p.value_dim, o_columns, kPanel);
-      load_columns<T>(dout, panel.first, padded, valid, p.value_dim, dout_columns, kPanel);
-    });
-    for (int64_t r = 0; r < panel.count; r += kLanes) {
-      vf sum[2] = {vf{}, vf{}};
-      for (int64_t c = 0; c < p.value_dim; ++c)
-        sum[c % 2] = fma(load(dout_columns + c * kPanel + r), load(o_columns + c * kPanel + r), sum[c % 2]);
-      float delta[kLanes];
-      store(delta, sum[0] + sum[1]);
-      for (int64_t i = 0; i < kLanes && r + i < panel.count; ++i) {
-        const int64_t row = panel.first + r + i;
-        const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
-        params.delta[at] = delta[i] - (params.dlse == nullptr ? 0.0f : params.dlse[at]);
-      }
+    float delta[kPanel];
+    with_products(operands(s, kv_head), arena, [&](const auto& products) { products.dots(o, panel, delta); });
+    for (int64_t r = 0; r < panel.count; ++r) {
+      const int64_t row = panel.first + r;
+      const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
+      params.delta[at] = delta[r] - (params.dlse == nullptr ? 0.0f : params.dlse[at]);
     }
     int32_t& mine = turn[panel_index(s, kv_head) + panel_number];
     mine = static_cast<int32_t>(panel.first_block());
@@ -170,16 +350,11 @@ struct Launch {
     return exp(sink - params.top[at])[0] * params.inv[at];
   }
 
-  // p and ds of one panel against the keys [range) of the block at `key`; vectors [from, to) of the tile are written.
+  // From q.k and dp, p and ds of one panel against the keys [range) of the block at `key`, vectors [from, to) of it.
   // Each head's share of dsink is added to sink_parts: taken from p and dp, which are float32, not from the rounded o.
   void scores(const Sequence& s, int64_t kv_head, const Panel& panel, int64_t key, KeyRange range, const Arena& arena,
               int64_t from, int64_t to, double* sink_parts) const {
-    const float scale = score_scale(p), one = 1.0f;
     const bool plain = plain_scores(p);
-    gemm<Into::kWrite, false>(panel.count, to - from, p.dim, arena.queries, arena.stride,
-                              arena.keys_transposed + from * kLanes, kKeys, arena.p + from * kLanes, kKeys, &scale);
-    gemm<Into::kWrite, false>(panel.count, to - from, p.value_dim, arena.dout, arena.value_stride,
-                              arena.values_transposed + from * kLanes, kKeys, arena.ds + from * kLanes, kKeys, &one);
     for (int64_t r = 0; r < panel.count; ++r) {
       const int64_t row = panel.first + r;
       RowFacts facts = row_facts(p, s, kv_head, row);
@@ -206,28 +381,21 @@ struct Launch {
     KeyRange range{0, 0};
     if (s.queries > 0) range = s.visible(0, s.queries - 1);
     range = {most(range.begin, key), least(range.end, key + keys)};
-    if (range.begin < range.end) {
-      const FoldedRows q = folded(p.q, s, s.first_query, kv_head * group, group);
-      const FoldedRows dout = folded(params.dout, s, s.first_query, kv_head * group, group);
-      load_block(s, kv_head, key, range, arena);
-      for (int64_t i = 0; i < panels; ++i) {
-        const Panel panel(s, group, rows, i);
-        if (!panel.sees(number)) continue;
-        const int64_t from = (most(panel.seen.begin, range.begin) - key) / kLanes;
-        const int64_t to = (least(panel.seen.end, range.end) - key + kLanes - 1) / kLanes;
-        GK_SWITCH_DTYPE(p.dtype, T, {
-          load_rows<T>(q, panel.first, panel.count, p.dim, arena.queries, arena.stride);
-          load_rows<T>(dout, panel.first, panel.count, p.value_dim, arena.dout, arena.value_stride);
-        });
-        scores(s, kv_head, panel, key, range, arena, from, to, sink_parts);
-        const int64_t first = from * kLanes, count = (to - from) * kLanes;
-        gemm<Into::kAdd, true>(count, arena.value_stride / kLanes, panel.count, arena.p + first, kKeys, arena.dout,
-                               arena.value_stride, arena.dv + first * arena.value_stride, arena.value_stride);
-        gemm<Into::kAdd, true>(count, arena.stride / kLanes, panel.count, arena.ds + first, kKeys, arena.queries,
-                               arena.stride, arena.dk + first * arena.stride, arena.stride);
-        add_dq(s, kv_head, panel, panel_index(s, kv_head) + i, number, first, count, arena);
-      }
-    }
+    if (range.begin < range.end)
+      with_products(operands(s, kv_head), arena, [&](const auto& products) {
+        products.load_block(key, range);
+        for (int64_t i = 0; i < panels; ++i) {
+          const Panel panel(s, group, rows, i);
+          if (!panel.sees(number)) continue;
+          const int64_t first = (most(panel.seen.begin, range.begin) - key) / products.kStep * products.kStep;
+          const int64_t count = round_up(least(panel.seen.end, range.end) - key, kLanes) - first;
+          products.load_panel(panel);
+          products.scores(panel, first, count);
+          scores(s, kv_head, panel, key, range, arena, first / kLanes, (first + count) / kLanes, sink_parts);
+          products.add_dk_dv(panel, first, count);
+          add_dq(s, kv_head, panel, panel_index(s, kv_head) + i, number, first, count, products);
+        }
+      });
     const FoldedRows dk = folded(dense_keys(p.dim), s, s.first_key, kv_head, 1);
     const FoldedRows dv = folded(dense_keys(p.value_dim), s, s.first_key, kv_head, 1);
     GK_SWITCH_DTYPE(p.dtype, T, {
@@ -236,29 +404,13 @@ struct Launch {
     });
   }
 
-  // k as it is and transposed, v transposed; zeros where the block has no key that is seen.
-  void load_block(const Sequence& s, int64_t kv_head, int64_t key, KeyRange range, const Arena& arena) const {
-    const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
-    const int64_t count = range.end - range.begin;
-    GK_SWITCH_DTYPE(p.dtype, T, {
-      load_rows<T>(k, range.begin, count, p.dim, arena.keys + (range.begin - key) * arena.stride, arena.stride);
-      load_columns<T>(k, key, kKeys, range, p.dim, arena.keys_transposed, kKeys);
-      load_columns<T>(v, key, kKeys, range, p.value_dim, arena.values_transposed, kKeys);
-    });
-  }
-
+  template <typename Products>
   void add_dq(const Sequence& s, int64_t kv_head, const Panel& panel, int64_t index, int64_t number, int64_t first,
-              int64_t count, const Arena& arena) const {
+              int64_t count, const Products& products) const {
+    const Arena& arena = products.arena;
     float* sum = dq_sum(arena, index);
-    const float* keys = arena.keys + first * arena.stride;
-    const float one = 1.0f;
     while (__atomic_load_n(&turn[index], __ATOMIC_ACQUIRE) != number) yield();
-    if (number == panel.first_block())
-      gemm<Into::kWrite, false>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
-                                sum, arena.stride, &one);
-    else
-      gemm<Into::kAdd, false>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
-                              sum, arena.stride);
+    products.add_dq(panel, first, count, sum, number == panel.first_block());
     if (number == panel.last_block()) store_dq(s, kv_head, panel, sum, arena.stride);
     __atomic_store_n(&turn[index], static_cast<int32_t>(number + 1), __ATOMIC_RELEASE);
   }

@@ -19,6 +19,9 @@
 #include "cpu/simd.h"
 #include "cpu/simd_math.h"
 #include "flash_attention.h"
+#if defined(GK_SIMD_AMX)
+#include "cpu/gemm_amx.h"
+#endif
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
@@ -97,10 +100,12 @@ struct Arena {
   }
 };
 
-// Softcap, temperature, ALiBi and masks on scores (keys, kPanel) of `vectors` vectors of rows; key is the first one's
-// position.
+// Scale, softcap, temperature, ALiBi and masks on scores (keys, kStride) of `vectors` vectors of rows; key is the first
+// one's position. A product that scales its sums leaves nothing to scale here.
+template <int64_t kStride, bool kScale>
 [[gnu::noinline]] void adjust(const FlashAttentionProblem& p, const Arena& arena, int64_t row, int64_t vectors,
                               int64_t key, int64_t count, float* scores, bool masked) {
+  const float scale = score_scale(p);
   const bool plain = plain_scores(p);
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
@@ -108,8 +113,8 @@ struct Arena {
     const vf temperature = load(arena.temperature + r), slope = load(arena.slope + r);
     for (int64_t n = 0; n < count; ++n) {
       const vi j = set1(static_cast<int32_t>(key + n));
-      float* at = scores + n * kPanel + v * kLanes;
-      vf s = load(at);
+      float* at = scores + n * kStride + v * kLanes;
+      vf s = kScale ? load(at) * scale : load(at);
       if (!plain) {
         if (p.softcap > 0.0f) s = p.softcap * tanh(s);
         s = fnma(slope, abs(to_float(position - j)), s * temperature);
@@ -121,7 +126,12 @@ struct Arena {
 }
 
 // scores -> exp(score - top), with top, sum and the factor that o must be multiplied by brought up to date.
-[[gnu::noinline]] void softmax(const Arena& arena, int64_t row, int64_t vectors, int64_t count, float* scores) {
+template <int64_t kStride, bool kScale>
+[[gnu::noinline]] void softmax(const Arena& arena, int64_t row, int64_t vectors, int64_t count, float* scores,
+                               float scale) {
+  const auto score = [scale](const float* at) __attribute__((always_inline)) {
+    return kScale ? load(at) * scale : load(at);
+  };
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
     float* at = scores + v * kLanes;
@@ -129,23 +139,23 @@ struct Arena {
     vf top = before, other = before;
     int64_t n = 0;
     for (; n + 2 <= count; n += 2) {
-      top = max(load(at + n * kPanel), top);
-      other = max(load(at + (n + 1) * kPanel), other);
+      top = max(score(at + n * kStride), top);
+      other = max(score(at + (n + 1) * kStride), other);
     }
-    if (n < count) top = max(load(at + n * kPanel), top);
+    if (n < count) top = max(score(at + n * kStride), top);
     top = max(other, top);
     const vf reference = select(top == -kInfinity, vf{}, top);  // no key yet: exp(-infinity - 0) = 0, and never NaN
     const vf rescale = exp_nonpositive(before - reference);
     vf sum[2] = {vf{}, vf{}};
     for (n = 0; n + 2 <= count; n += 2)
       for (int u = 0; u < 2; ++u) {
-        const vf e = exp_nonpositive(load(at + (n + u) * kPanel) - reference);
-        store(at + (n + u) * kPanel, e);
+        const vf e = exp_nonpositive(score(at + (n + u) * kStride) - reference);
+        store(at + (n + u) * kStride, e);
         sum[u] = sum[u] + e;
       }
     if (n < count) {
-      const vf e = exp_nonpositive(load(at + n * kPanel) - reference);
-      store(at + n * kPanel, e);
+      const vf e = exp_nonpositive(score(at + n * kStride) - reference);
+      store(at + n * kStride, e);
       sum[0] = sum[0] + e;
     }
     store(arena.state.top + r, top);
@@ -181,6 +191,107 @@ template <typename T>
   }
 }
 
+#if defined(GK_SIMD_AMX)
+// bfloat16 on the matrix unit:
+//
+//   scores (keys, rows) = k q^T      o^T (Dv, rows) = o^T rescale + v^T p
+//
+// Lanes run along the rows throughout, so the softmax is the one above, and p, made pair by pair of keys, is a right
+// operand as it is: two of them, p rounded and the rest, so that o is as good as with p in float32.
+constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;
+static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
+
+bool on_tiles(const FlashAttentionProblem& p) { return p.dtype == DType::bfloat16 && p.dim <= kTilesDepth; }
+
+// p (keys, kTilesPanel) as two panels of b, rounded and what rounding left; zero up to a whole tile.
+void pack_p(const float* p, int64_t keys, int64_t vectors, bfloat16* panel, bfloat16* rest) {
+  for (int64_t n = 0; n < round_up(keys, kTileDepth); n += 2)
+    for (int64_t v = 0; v < vectors; ++v) {
+      const float* at = p + n * kTilesPanel + v * kLanes;
+      const vf even = n < keys ? load(at) : zero(), odd = n + 1 < keys ? load(at + kTilesPanel) : zero();
+      const int64_t place = v * kLanes * detail::kStripStride + n * kTileLines;
+      const vf pairs = detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
+      store(reinterpret_cast<float*>(panel + place), pairs);
+      const vi bits = as_int(pairs);  // of each lane: even below, odd above
+      const vf even_rest = even - as_float(bits << 16), odd_rest = odd - as_float(bits & ~0xffff);
+      store(reinterpret_cast<float*>(rest + place),
+            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd_rest, even_rest))));
+    }
+}
+
+// The part of `attend` that depends on how products are made.
+void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t first_row,
+                     int64_t count, KeyRange range, const Arena& arena) {
+  const int64_t group = p.heads / p.kv_heads, padded = round_up(count, kLanes), value_stride = arena.value_stride;
+  const FoldedRows q = folded(p.q, s, s.first_query, kv_head * group, group);
+  const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
+  constexpr int64_t kStride = detail::kStripStride;
+  float* scores = scratch<float>(5, kTilesKeys * kTilesPanel + kRows * value_stride +
+                                        (kRows + kTilesKeys + 2 * kTilesPanel + value_stride) * kStride / 2);
+  float* o = scores + kTilesKeys * kTilesPanel;  // (Dv, kRows)
+  bfloat16* queries = reinterpret_cast<bfloat16*>(o + kRows * value_stride);
+  bfloat16* keys_panel = queries + kRows * kStride;
+  bfloat16* values = keys_panel + kTilesKeys * kStride;
+  bfloat16* probabilities = values + value_stride * kStride;
+  bfloat16* rest = probabilities + kTilesPanel * kStride;
+  for (int64_t i = p.value_dim * kRows; i < value_stride * kRows; ++i) o[i] = 0.0f;
+  bool started[kRows / kTilesPanel] = {};
+  for (int64_t r = 0; r < count; r += kTileLines) {  // rows of several heads are no matrix: one row at a time
+    bfloat16* dense = reinterpret_cast<bfloat16*>(scores);
+    const int64_t rows = least(count - r, kTileLines);
+    for (int64_t i = 0; i < rows; ++i)
+      __builtin_memcpy(dense + i * p.dim, static_cast<const bfloat16*>(q.data) + q.at(first_row + r + i), p.dim * 2);
+    pack_b(Strided<bfloat16>{dense, p.dim, 1}.transposed(), p.dim, rows, queries + r * kStride);
+  }
+
+  const float scale = score_scale(p);
+  const bool plain = plain_scores(p);
+  configure_tiles();
+  for (int64_t block = range.begin; block < range.end; block += kTilesKeys) {
+    const int64_t block_end = least(block + kTilesKeys, range.end);
+    const Strided<bfloat16> k_block{static_cast<const bfloat16*>(k.data) + k.at(block), k.row_stride, 1};
+    const Strided<bfloat16> v_block{static_cast<const bfloat16*>(v.data) + v.at(block), v.row_stride, 1};
+    pack_a(k_block, block_end - block, p.dim, keys_panel);
+    pack_a(v_block.transposed(), p.value_dim, block_end - block, values);
+    for (int64_t row = 0; row < count; row += kTilesPanel) {
+      const int64_t rows = least(kTilesPanel, padded - row), vectors = rows / kLanes;
+      const int64_t seen = most(block, arena.begin[row]), end = least(block_end, arena.end[row + rows - 1]);
+      if (seen >= end) continue;
+      const int64_t skipped = (seen - block) / kTileDepth * kTileDepth, begin = block + skipped, keys = end - begin;
+      const bool masked = begin < arena.begin[row + rows - 1] || end > arena.end[row];
+      multiply_panels(keys, rows, p.dim, keys_panel + skipped * kStride, queries + row * kStride, scores, kTilesPanel,
+                      false);
+      if (masked || !plain) {
+        adjust<kTilesPanel, true>(p, arena, row, vectors, begin, keys, scores, masked);
+        softmax<kTilesPanel, false>(arena, row, vectors, keys, scores, 1.0f);
+      } else {
+        softmax<kTilesPanel, true>(arena, row, vectors, keys, scores, scale);
+      }
+      pack_p(scores, keys, vectors, probabilities, rest);
+      bool& begun = started[row / kTilesPanel];
+      for (int64_t x = row; begun && x < row + rows; x += kLanes) {
+        const vf rescale = load(arena.rescale + x);
+        if (all(rescale == 1.0f)) continue;
+        for (int64_t d = 0; d < p.value_dim; ++d) store(o + d * kRows + x, load(o + d * kRows + x) * rescale);
+      }
+      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, probabilities, o + row, kRows, begun);
+      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, rest, o + row, kRows, true);
+      begun = true;
+    }
+  }
+  release_tiles();
+  for (int64_t r = 0; r < count; r += kLanes)
+    for (int64_t d = 0; d < value_stride; d += kLanes) {
+      vf x[kLanes] = {};
+      if (started[r / kTilesPanel]) {
+        for (int i = 0; i < kLanes; ++i) x[i] = load(o + (d + i) * kRows + r);
+        transpose(x);
+      }
+      for (int i = 0; i < kLanes; ++i) store(arena.state.o + (r + i) * value_stride + d, x[i]);
+    }
+}
+#endif
+
 // The state of `count` rows over the keys in `range` that they see.
 void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t first_row, int64_t count,
             KeyRange range, bool with_sink, const Arena& arena) {
@@ -199,14 +310,16 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
     arena.state.top[r] = sink;
     arena.state.sum[r] = sink == -kInfinity ? 0.0f : 1.0f;
   }
-  for (int64_t i = 0; i < padded * arena.value_stride; ++i) arena.state.o[i] = 0.0f;
-
   const KeyRange seen = s.visible(first_row / group, (first_row + count - 1) / group);
   range = {most(range.begin, seen.begin), least(range.end, seen.end)};
-  if (range.begin >= range.end) return;
+  const bool few = count <= kFewRows, none = range.begin >= range.end;
+#if defined(GK_SIMD_AMX)
+  if (!few && !none && on_tiles(p)) return attend_on_tiles(p, s, kv_head, first_row, count, range, arena);
+#endif
+  for (int64_t i = 0; i < padded * arena.value_stride; ++i) arena.state.o[i] = 0.0f;
+  if (none) return;
   const float scale = score_scale(p);
   const bool plain = plain_scores(p);
-  const bool few = count <= kFewRows;
   const int64_t few_stride = round_up(p.dim, kLanes);
   GK_SWITCH_DTYPE(p.dtype, T, {
     if (few)
@@ -234,8 +347,8 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
         gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim,
                                   arena.queries + row, kRows, arena.scores, kPanel, &scale);
       }
-      if (masked || !plain) adjust(p, arena, row, vectors, begin, keys, arena.scores, masked);
-      softmax(arena, row, vectors, keys, arena.scores);
+      if (masked || !plain) adjust<kPanel, false>(p, arena, row, vectors, begin, keys, arena.scores, masked);
+      softmax<kPanel, false>(arena, row, vectors, keys, arena.scores, 1.0f);
       gemm<Into::kRescale, true>(least(rows, count - row), arena.value_stride / kLanes, keys, arena.scores, kPanel,
                                  arena.values + (begin - block) * arena.value_stride, arena.value_stride,
                                  arena.state.o + row * arena.value_stride, arena.value_stride, arena.rescale + row);

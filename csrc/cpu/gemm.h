@@ -1,10 +1,11 @@
 // Matrix products for CPU kernels: c (m, n) float32 = a (m, k) times b (k, n), one thread per call.
 //
-// a and b are float, bfloat16 or float16 with any strides, their rows or columns gathered if the caller likes. Both are
-// widened to float32 and laid out in panels that stay in the caches; a register tile of c, kTileRows by kTileCols, then
-// runs down a panel with one fused multiply-add per lane and product. Widening beats the bfloat16 dot instruction on
-// machines without matrix units. The form of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance
-// Matrix Multiplication" (2008); one thing differs: rows of a stay rows, since the tile only ever broadcasts them.
+// a and b are float, bfloat16 or float16 with any strides, their rows or columns gathered if the caller likes. At level
+// amx two bfloat16 go through the matrix unit in panels of their own: gemm_amx.h. Else both are widened to float32 and
+// laid out in panels that stay in the caches; a register tile of c, kTileRows by kTileCols, then runs down a panel with
+// one fused multiply-add per lane and product. Widening beats the bfloat16 dot instruction on machines without matrix
+// units. The form of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+// (2008); one thing differs: rows of a stay rows, since the tile only ever broadcasts them.
 //
 // Every element of c is summed in the order of k, in runs of kRun, whatever m and n are. Only for a few rows
 // (kStreamRows: decoding) and dense columns of b are there dot products instead, which copy nothing and read at the
@@ -15,26 +16,14 @@
 
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
+#include "cpu/strided.h"
 #include "cpu/transpose.h"
+#if defined(GK_SIMD_AMX)
+#include "cpu/gemm_amx.h"
+#endif
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
-
-// A matrix in memory: element (i, j) lies at data[i * row + j * col]. With `rows` row i lies at rows[i] * row instead,
-// with `cols` column j at cols[j] * col: a gather, which the packing does on its way.
-template <typename T>
-struct Strided {
-  const T* data;
-  int64_t row, col;
-  const int32_t* rows = nullptr;
-  const int32_t* cols = nullptr;
-
-  Strided transposed() const { return {data, col, row, cols, rows}; }
-  Strided from(int64_t i, int64_t j) const {
-    return {data + (rows ? 0 : i * row) + (cols ? 0 : j * col), row, col, rows ? rows + i : nullptr,
-            cols ? cols + j : nullptr};
-  }
-};
 
 // The register tile: with one vector of b per column and one broadcast, it leaves a register or two free.
 #if defined(GK_SIMD_AVX512)
@@ -55,21 +44,6 @@ inline constexpr int64_t kPackedFloats = 4 * kBlockRows * kDepth;  // of a: 384 
 static_assert(kBlockRows % kTileRows == 0 && kDepth % kLanes == 0 && kDepth % kRun == 0);
 
 namespace detail {
-
-inline constexpr int kScratchA = 6, kScratchB = 7;  // slots that gemm takes; its callers leave them alone
-
-// Lines of a matrix: its rows, or its columns.
-template <typename T>
-struct Lines {
-  const T* data;
-  int64_t stride, step;  // elements from line to line, from element to element
-  const int32_t* index;  // lines are gathered
-  const int32_t* index_in_line;
-
-  const T* operator()(int64_t i) const { return data + (index ? index[i] : i) * stride; }
-  const T* at(int64_t i, int64_t j) const { return (*this)(i) + (index_in_line ? index_in_line[j] : j) * step; }
-  bool dense() const { return step == 1 && index_in_line == nullptr; }
-};
 
 // out[i][j] = line i, element j, in float32; zero for length <= j < padded. padded is a multiple of kLanes.
 template <typename T>
@@ -144,8 +118,7 @@ void gather_lines(const Lines<T>& in, int64_t lines, int64_t length, int64_t pad
 // too). out_stride and padded are multiples of kLanes.
 template <typename T>
 void pack(const Strided<T>& x, int64_t rows, int64_t cols, int64_t padded, float* out, int64_t out_stride) {
-  const Lines<T> by_row{x.data, x.row, x.col, x.rows, x.cols};
-  const Lines<T> by_column{x.data, x.col, x.row, x.cols, x.rows};
+  const Lines<T> by_row = lines_of(x), by_column = lines_of(x.transposed());
   if (by_row.dense())
     copy_lines(by_row, rows, cols, padded, out, out_stride);
   else if (by_column.dense())
@@ -279,6 +252,9 @@ void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const St
     for (int x = 0; x < kProducts; ++x) detail::stream_of(m, n, k, panel_a, padded, b[x], c[x], ldc, accumulate);
     return;
   }
+#if defined(GK_SIMD_AMX)
+  if constexpr (kOnTiles<TA, TB>) return detail::gemm_on_tiles(m, n, k, a, b, c, ldc, accumulate);
+#endif
   float* panel_b = scratch<float>(detail::kScratchB, kTileCols * kDepth);
   for (int64_t i = 0; i < m; i += kBlockRows) {
     const int64_t rows = m - i < kBlockRows ? m - i : kBlockRows;

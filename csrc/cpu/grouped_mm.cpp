@@ -17,14 +17,14 @@ void forward(const GroupedMmParams& p) {
   const Strided<T> x{static_cast<const T*>(p.x), p.x_strides.row, p.x_strides.col};
   const T* w = static_cast<const T*>(p.w);
   T* y = static_cast<T*>(p.y);
-  const GroupTiles tiles(p.offsets, p.groups, p.rows, p.cols);
+  const GroupTiles<T> tiles(p.offsets, p.groups, p.rows, p.cols);
   const int64_t cost = tile_cost(tiles.count(), p.rows, p.groups, p.depth, p.cols);
   parallel_tasks(tiles.count(), cost, [&](int64_t task) {
     const Tile t = tiles[task];
-    float* tile = scratch<float>(1, kBlockRows * kBlockCols);
+    float* tile = Block<T>::scratch(1);
     const Strided<T> weight{w + t.group * p.w_strides.stack, p.w_strides.row, p.w_strides.col};
-    gemm(t.rows, t.cols, p.depth, x.from(t.row, 0), weight.from(0, t.col), tile, kBlockCols, false);
-    store_tile(tile, kBlockCols, t.rows, t.cols, y + t.row * p.cols + t.col, p.cols);
+    gemm(t.rows, t.cols, p.depth, x.from(t.row, 0), weight.from(0, t.col), tile, Block<T>::kStride, false);
+    store_tile(tile, Block<T>::kStride, t.rows, t.cols, y + t.row * p.cols + t.col, p.cols);
   });
   const int64_t used = p.groups == 0 ? 0 : group_of(p.offsets, p.groups - 1, p.rows).end;
   clear(y + used * p.cols, (p.rows - used) * p.cols);
@@ -32,20 +32,22 @@ void forward(const GroupedMmParams& p) {
 
 template <typename T>
 void weight_gradient(const GroupedMmWgradParams& p) {
+  constexpr int64_t kRows = Block<T>::kRows, kCols = Block<T>::kCols;
   const Strided<T> x{static_cast<const T*>(p.x), p.x_strides.row, p.x_strides.col};
   const Strided<T> dy{static_cast<const T*>(p.dy), p.dy_strides.row, p.dy_strides.col};
   T* dw = static_cast<T*>(p.dw);
-  const int64_t down = ceil_div(p.depth, kBlockRows), across = ceil_div(p.cols, kBlockCols);
+  const int64_t down = ceil_div(p.depth, kRows), across = ceil_div(p.cols, kCols);
   const int64_t tasks = p.groups * down * across;
   parallel_tasks(tasks, tile_cost(tasks, p.rows, p.groups, p.depth, p.cols), [&](int64_t task) {
     const int64_t e = task / (down * across);
-    const int64_t row = task / across % down * kBlockRows, col = task % across * kBlockCols;
-    const int64_t rows = p.depth - row < kBlockRows ? p.depth - row : kBlockRows;
-    const int64_t cols = p.cols - col < kBlockCols ? p.cols - col : kBlockCols;
+    const int64_t row = task / across % down * kRows, col = task % across * kCols;
+    const int64_t rows = p.depth - row < kRows ? p.depth - row : kRows;
+    const int64_t cols = p.cols - col < kCols ? p.cols - col : kCols;
     const Group g = group_of(p.offsets, e, p.rows);
-    float* tile = scratch<float>(1, kBlockRows * kBlockCols);
-    gemm(rows, cols, g.size(), x.transposed().from(row, g.begin), dy.from(g.begin, col), tile, kBlockCols, false);
-    store_tile(tile, kBlockCols, rows, cols, dw + (e * p.depth + row) * p.cols + col, p.cols);
+    float* tile = Block<T>::scratch(1);
+    gemm(rows, cols, g.size(), x.transposed().from(row, g.begin), dy.from(g.begin, col), tile, Block<T>::kStride,
+         false);
+    store_tile(tile, Block<T>::kStride, rows, cols, dw + (e * p.depth + row) * p.cols + col, p.cols);
   });
 }
 

@@ -13,9 +13,22 @@
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
-inline constexpr int64_t kBlockCols = 128;  // of an output tile: kBlockRows x kBlockCols floats, 96 KB
-inline constexpr int64_t kNarrowCols = 64;  // of one where there are few tiles
-static_assert(kBlockCols % kNarrowCols == 0 && kNarrowCols % kTileCols == 0);
+// The output tile of a task, rows x cols floats at most, kStride from row to row; narrower where there are few tiles.
+template <typename T>
+struct Block {
+  static constexpr int64_t kRows = kBlockRows, kCols = 128, kNarrow = 64, kStride = kCols;  // 96 KB
+  static float* scratch(int slot) { return cpu::scratch<float>(slot, kRows * kStride); }
+};
+#if defined(GK_SIMD_AMX)
+// The matrix unit is so fast that packing shows: 1 MB, with what is packed it fills the second-level cache. Rows a
+// power of two apart would compete for few sets of the first-level one.
+template <>
+struct Block<bfloat16> {
+  static constexpr int64_t kRows = kTilesBlockRows, kCols = 512, kNarrow = 64, kStride = kCols + 16;
+  static float* scratch(int slot) { return cpu::scratch<float>(slot, kRows * kStride); }
+};
+#endif
+static_assert(Block<float>::kCols % Block<float>::kNarrow == 0 && Block<float>::kNarrow % kTileCols == 0);
 
 struct Group {
   int64_t begin, end;
@@ -44,14 +57,15 @@ struct Tile {
 };
 
 // All tiles of an output with `cols` columns, numbered group by group. A group's rows are cut into equal parts of at
-// most kBlockRows; columns are cut finer when there are too few tiles to go round. Takes scratch slot 0 of the thread
-// that makes it, for as long as it is used.
+// most Block<T>::kRows; columns are cut finer when there are too few tiles to go round. Takes scratch slot 0 of the
+// thread that makes it, for as long as it is used.
+template <typename T>
 class GroupTiles {
  public:
   GroupTiles(const int32_t* offsets, int64_t groups, int64_t rows, int64_t cols)
       : offsets_(offsets), groups_(groups), rows_(rows), cols_(cols), first_(scratch<int64_t>(0, groups + 1)) {
-    count(kBlockCols);
-    if (first_[groups_] < 4 * num_threads()) count(kNarrowCols);
+    count(Block<T>::kCols);
+    while (first_[groups_] < 4 * num_threads() && tile_cols_ > Block<T>::kNarrow) count(tile_cols_ / 2);
   }
 
   int64_t count() const { return first_[groups_]; }
@@ -70,8 +84,9 @@ class GroupTiles {
   }
 
  private:
+  static constexpr int64_t kStep = kOnTiles<T, T> ? 32 : kTileRows;
   static int64_t rows_per_part(int64_t rows) {
-    return ceil_div(ceil_div(rows, ceil_div(rows, kBlockRows)), kTileRows) * kTileRows;
+    return ceil_div(ceil_div(rows, ceil_div(rows, Block<T>::kRows)), kStep) * kStep;
   }
   void count(int64_t tile_cols) {
     tile_cols_ = tile_cols;

@@ -11,19 +11,23 @@
 #if !GK_CPU_IS_BASELINE
 #define GK_CPU_LAUNCHER(name, Params) static_assert(true)
 #elif defined(__x86_64__)
-#define GK_CPU_LAUNCHER(name, Params)                                                                             \
-  namespace grokkernels::cpu {                                                                                    \
-  namespace avx2 {                                                                                                \
-  void name(const Params&);                                                                                       \
-  }                                                                                                               \
-  namespace avx512 {                                                                                              \
-  void name(const Params&);                                                                                       \
-  }                                                                                                               \
-  }                                                                                                               \
-  void grokkernels::name##_cpu(const Params& params) {                                                            \
-    static constexpr void (*kTable[])(const Params&) = {cpu::baseline::name, cpu::avx2::name, cpu::avx512::name}; \
-    kTable[cpu::level()](params);                                                                                 \
-  }                                                                                                               \
+#define GK_CPU_LAUNCHER(name, Params)                                                                            \
+  namespace grokkernels::cpu {                                                                                   \
+  namespace avx2 {                                                                                               \
+  void name(const Params&);                                                                                      \
+  }                                                                                                              \
+  namespace avx512 {                                                                                             \
+  void name(const Params&);                                                                                      \
+  }                                                                                                              \
+  namespace amx {                                                                                                \
+  void name(const Params&);                                                                                      \
+  }                                                                                                              \
+  }                                                                                                              \
+  void grokkernels::name##_cpu(const Params& params) {                                                           \
+    static constexpr void (*kTable[])(const Params&) = {cpu::baseline::name, cpu::avx2::name, cpu::avx512::name, \
+                                                        cpu::amx::name};                                         \
+    kTable[cpu::level()](params);                                                                                \
+  }                                                                                                              \
   static_assert(true)
 #else
 #define GK_CPU_LAUNCHER(name, Params)                                       \

@@ -11,6 +11,8 @@
 // is that of Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv:2411.09009.
 #include "linear_cross_entropy.h"
 
+#include <type_traits>
+
 #include "cpu/cross_entropy_row.h"
 #include "cpu/gemm.h"
 #include "cpu/launch.h"
@@ -20,9 +22,14 @@ namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 namespace {
 
-constexpr int64_t kRows = kBlockRows;  // of a task
-constexpr int64_t kColumns = 512;      // of a tile: kRows * kColumns floats lie in the second-level cache
-constexpr int64_t kRange = 4096;       // columns of a forward task; like all sizes here, no function of N
+// Of a task; kRows * kColumns floats lie in the second-level cache. The matrix unit is so fast that packing shows: more
+// rows share it.
+template <typename T>
+constexpr int64_t kRows = kOnTiles<T, T> ? 512 : kBlockRows;
+constexpr int64_t kColumns = 512;
+template <typename T>
+constexpr int64_t kTileStride = kOnTiles<T, T> ? kColumns + 16 : kColumns;  // no power of two: see groups.h
+constexpr int64_t kRange = 4096;  // columns of a forward task; like all sizes here, no function of N
 
 GK_ALWAYS_INLINE int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
 GK_ALWAYS_INLINE int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
@@ -44,7 +51,7 @@ Counted counted_rows(int64_t rows, const Targets& targets, int64_t ignore_index)
 template <bool kCapped, typename T>
 void forward(const LinearCrossEntropyFwdParams& p) {
   const Counted counted = counted_rows(p.rows, p.targets, p.options.ignore_index);
-  const int64_t parts = blocks_of(p.cols, kRange), blocks = blocks_of(counted.count, kRows);
+  const int64_t parts = blocks_of(p.cols, kRange), blocks = blocks_of(counted.count, kRows<T>);
   RowSum* partials = scratch<RowSum>(0, counted.count * parts);
   float* losses = p.options.reduction == Reduction::none ? p.loss : scratch<float>(1, p.rows);
   float* target_z = scratch<float>(3, counted.count);
@@ -54,17 +61,17 @@ void forward(const LinearCrossEntropyFwdParams& p) {
   const Strided<T> weight{static_cast<const T*>(p.weight), p.weight_stride[0], p.weight_stride[1]};
 
   // Blocks of rows that share a range of the weight follow each other.
-  parallel_tasks(parts * blocks, kRows * kRange / 8 * p.width, [&](int64_t task) {
-    const int64_t part = task / blocks, row = task % blocks * kRows;
-    const int64_t rows = at_most(counted.count - row, kRows);
+  parallel_tasks(parts * blocks, kRows<T> * kRange / 8 * p.width, [&](int64_t task) {
+    const int64_t part = task / blocks, row = task % blocks * kRows<T>;
+    const int64_t rows = at_most(counted.count - row, kRows<T>);
     const int64_t end = at_most((part + 1) * kRange, p.cols);
-    float* tile = scratch<float>(4, kRows * kColumns);
+    float* tile = scratch<float>(4, kRows<T> * kTileStride<T>);
     for (int64_t i = 0; i < rows; ++i) partials[(row + i) * parts + part] = RowSum{};
     for (int64_t column = part * kRange; column < end; column += kColumns) {
       const int64_t n = at_most(end - column, kColumns);
-      gemm(rows, n, p.width, x.from(row, 0), weight.from(column, 0).transposed(), tile, kColumns, false);
+      gemm(rows, n, p.width, x.from(row, 0), weight.from(column, 0).transposed(), tile, kTileStride<T>, false);
       for (int64_t i = 0; i < rows; ++i) {
-        const float* logits = tile + i * kColumns;
+        const float* logits = tile + i * kTileStride<T>;
         add_columns<kCapped>(partials[(row + i) * parts + part], logits, n, s, smoothed);
         const int64_t target = p.targets[counted.index[row + i]] - column;
         if (target >= 0 && target < n) target_z[row + i] = squash<kCapped>(s, set1(logits[target])).value[0];
@@ -98,47 +105,56 @@ template <bool kCapped, typename T>
 void backward(const LinearCrossEntropyBwdParams& p) {
   const Counted counted = counted_rows(p.rows, p.targets, p.options.ignore_index);
   const int64_t rows = counted.count, held = linear_cross_entropy_columns(p.rows, p.cols);
-  const int64_t row_blocks = blocks_of(rows, kRows), width_blocks = blocks_of(p.width, kColumns);
+  const int64_t row_blocks = blocks_of(rows, kRows<T>), width_blocks = blocks_of(p.width, kColumns);
   const Squash s = make_squash(p.options);
   const double divisor = loss_divisor(p.rows, p.targets, p.options);
   const Strided<T> x{static_cast<const T*>(p.x), p.x_stride, 1, counted.index};
   const Strided<T> weight{static_cast<const T*>(p.weight), p.weight_stride[0], p.weight_stride[1]};
-  float* const held_dlogits = static_cast<float*>(p.dlogits);
-  const Strided<float> dlogits{held_dlogits, held, 1};
+  // On the matrix unit dlogits are rounded to the dtype of x, as logits and their gradients are in plain PyTorch.
+  using Held = std::conditional_t<kOnTiles<T, T>, T, float>;
+  Held* const held_dlogits = static_cast<Held*>(p.dlogits);
+  const Strided<Held> dlogits{held_dlogits, held, 1};
 
   for (int64_t first = 0; first < p.cols; first += held) {
     const int64_t columns = at_most(p.cols - first, held);
 
-    parallel_tasks(blocks_of(columns, kColumns) * row_blocks, kRows * kColumns / 8 * p.width, [&](int64_t task) {
-      const int64_t column = task / row_blocks * kColumns, row = task % row_blocks * kRows;
-      const int64_t m = at_most(rows - row, kRows), n = at_most(columns - column, kColumns);
-      float* tile = held_dlogits + row * held + column;
-      gemm(m, n, p.width, x.from(row, 0), weight.from(first + column, 0).transposed(), tile, held, false);
+    parallel_tasks(blocks_of(columns, kColumns) * row_blocks, kRows<T> * kColumns / 8 * p.width, [&](int64_t task) {
+      const int64_t column = task / row_blocks * kColumns, row = task % row_blocks * kRows<T>;
+      const int64_t m = at_most(rows - row, kRows<T>), n = at_most(columns - column, kColumns);
+      Held* out = held_dlogits + row * held + column;
+      float* tile;
+      if constexpr (kOnTiles<T, T>)
+        tile = scratch<float>(4, kRows<T> * kTileStride<T>);
+      else
+        tile = out;
+      const int64_t stride = kOnTiles<T, T> ? kTileStride<T> : held;
+      gemm(m, n, p.width, x.from(row, 0), weight.from(first + column, 0).transposed(), tile, stride, false);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t source = counted.index[row + i];
         const RowGradient g =
             row_gradient(p.lse[source], p.dloss[source * p.dloss_stride] / divisor, p.cols, p.options);
-        gradient_columns<kCapped, false>(tile + i * held, tile + i * held, n, p.targets[source] - first - column, s, g);
+        gradient_columns<kCapped, false>(out + i * held, tile + i * stride, n, p.targets[source] - first - column, s,
+                                         g);
       }
     });
 
     const int64_t dx_tasks = p.dx == nullptr ? 0 : row_blocks * width_blocks;
-    const int64_t dweight_tasks = p.dweight == nullptr ? 0 : blocks_of(columns, kRows) * width_blocks;
+    const int64_t dweight_tasks = p.dweight == nullptr ? 0 : blocks_of(columns, kRows<T>) * width_blocks;
     const int64_t depth = rows > columns ? rows : columns;
-    parallel_tasks(dx_tasks + dweight_tasks, kRows * kColumns / 8 * depth, [&](int64_t task) {
+    parallel_tasks(dx_tasks + dweight_tasks, kRows<T> * kColumns / 8 * depth, [&](int64_t task) {
       if (task < dx_tasks) {
-        const int64_t row = task / width_blocks * kRows, c = task % width_blocks * kColumns;
-        gemm(at_most(rows - row, kRows), at_most(p.width - c, kColumns), columns, dlogits.from(row, 0),
+        const int64_t row = task / width_blocks * kRows<T>, c = task % width_blocks * kColumns;
+        gemm(at_most(rows - row, kRows<T>), at_most(p.width - c, kColumns), columns, dlogits.from(row, 0),
              weight.from(first, c), p.dx_sum + row * p.width + c, p.width, first > 0);
         return;
       }
       task -= dx_tasks;
-      const int64_t column = task / width_blocks * kRows, c = task % width_blocks * kColumns;
-      const int64_t m = at_most(columns - column, kRows), n = at_most(p.width - c, kColumns);
-      float* tile = scratch<float>(4, kRows * kColumns);
-      gemm(m, n, rows, dlogits.from(0, column).transposed(), x.from(0, c), tile, kColumns, false);
+      const int64_t column = task / width_blocks * kRows<T>, c = task % width_blocks * kColumns;
+      const int64_t m = at_most(columns - column, kRows<T>), n = at_most(p.width - c, kColumns);
+      float* tile = scratch<float>(4, kRows<T> * kTileStride<T>);
+      gemm(m, n, rows, dlogits.from(0, column).transposed(), x.from(0, c), tile, kTileStride<T>, false);
       for (int64_t i = 0; i < m; ++i)
-        copy_rounded(tile + i * kColumns, n, static_cast<T*>(p.dweight) + (first + column + i) * p.width + c);
+        copy_rounded(tile + i * kTileStride<T>, n, static_cast<T*>(p.dweight) + (first + column + i) * p.width + c);
     });
   }
 

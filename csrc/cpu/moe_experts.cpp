@@ -27,7 +27,7 @@ namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 namespace {
 
-static_assert(kNarrowCols % kMoeDotCols == 0 && kMoeDotCols % kLanes == 0);
+static_assert(Block<float>::kNarrow % kMoeDotCols == 0 && kMoeDotCols % kLanes == 0);
 
 template <typename T>
 Strided<T> matrix(const void* data, const StackStrides& strides, int64_t e) {
@@ -58,7 +58,7 @@ void activate_tile(const Tile& t, const float* gate, const float* up, const MoeE
   T* kept_up = p.gate == nullptr ? nullptr : tile_rows<T>(p.up, t, p.hidden_cols);
   for (int64_t i = 0; i < t.rows; ++i) {
     for_vectors(t.cols, [&](int64_t c, int n) {
-      const vf g = load_some(gate + i * kBlockCols + c, n), u = load_some(up + i * kBlockCols + c, n);
+      const vf g = load_some(gate + i * Block<T>::kStride + c, n), u = load_some(up + i * Block<T>::kStride + c, n);
       store_some(hidden + i * p.hidden_cols + c, value_and_slope<kKind>(g).value * u, n);
       if (kept_gate == nullptr) return;
       store_some(kept_gate + i * p.hidden_cols + c, g, n);
@@ -76,25 +76,26 @@ void forward(const MoeExpertsFwdParams& p) {
   const ExpertWeights& w = p.experts_weights;
   {
     const Strided<T> x{static_cast<const T*>(p.x), p.x_stride, 1, p.token_of};
-    const GroupTiles tiles(p.offsets, p.experts, rows, hidden_cols);
+    const GroupTiles<T> tiles(p.offsets, p.experts, rows, hidden_cols);
     parallel_tasks(tiles.count(), 2 * tile_cost(tiles.count(), rows, p.experts, p.cols, hidden_cols), [&](int64_t i) {
       const Tile t = tiles[i];
-      float* gate = scratch<float>(1, kBlockRows * kBlockCols);
-      float* up = scratch<float>(2, kBlockRows * kBlockCols);
+      float* gate = Block<T>::scratch(1);
+      float* up = Block<T>::scratch(2);
       const Strided<T> projections[] = {matrix<T>(w.gate, w.gate_strides, t.group).transposed().from(0, t.col),
                                         matrix<T>(w.up, w.up_strides, t.group).transposed().from(0, t.col)};
-      gemm_shared(t.rows, t.cols, p.cols, x.from(t.row, 0), projections, {gate, up}, kBlockCols, false);
+      gemm_shared(t.rows, t.cols, p.cols, x.from(t.row, 0), projections, {gate, up}, Block<T>::kStride, false);
       with_activation(p.activation, [&]<Activation kKind>() { activate_tile<kKind, T>(t, gate, up, p); });
     });
   }
   {
     const Strided<T> hidden = rows_of<T>(p.hidden, hidden_cols);
-    const GroupTiles tiles(p.offsets, p.experts, rows, p.cols);
+    const GroupTiles<T> tiles(p.offsets, p.experts, rows, p.cols);
     parallel_tasks(tiles.count(), tile_cost(tiles.count(), rows, p.experts, p.cols, hidden_cols), [&](int64_t i) {
       const Tile t = tiles[i];
       const Strided<T> projection = matrix<T>(w.down, w.down_strides, t.group).transposed().from(0, t.col);
-      gemm(t.rows, t.cols, hidden_cols, hidden.from(t.row, 0), projection, p.down + t.row * p.cols + t.col, p.cols,
-           false);
+      float* down = Block<T>::scratch(1);
+      gemm(t.rows, t.cols, hidden_cols, hidden.from(t.row, 0), projection, down, Block<T>::kStride, false);
+      store_tile(down, Block<T>::kStride, t.rows, t.cols, p.down + t.row * p.cols + t.col, p.cols);
     });
   }
   weighted_sum<true>(p.tokens, p.top_k, p.cols, p.down, p.cols, p.weights, p.slots, static_cast<T*>(p.y));
@@ -123,7 +124,7 @@ void differentiate_tile(const Tile& t, const float* g_tile, const MoeExpertsBwdP
         const int64_t c = begin + offset;
         const vf u = load_some(up + row + c, n);
         const ValueAndSlope act = value_and_slope<kKind>(load_some(gate + row + c, n));
-        const vf g = load_some(g_tile + i * kBlockCols + c, n);
+        const vf g = load_some(g_tile + i * Block<T>::kStride + c, n);
         const vf weighted = g * weight, hidden = act.value * u;
         dot = fma(g, hidden, dot);
         store_some(dgate + row + c, weighted * u * act.slope, n);
@@ -141,17 +142,17 @@ struct WeightGradient {
   int64_t down, across;
   Strided<T> left, right;
   T* dw;
-  int64_t tiles() const { return ceil_div(down, kBlockRows) * ceil_div(across, kBlockCols); }
+  int64_t tiles() const { return ceil_div(down, Block<T>::kRows) * ceil_div(across, Block<T>::kCols); }
 
   void tile(int64_t index, int64_t e, const Group& group) const {
-    const int64_t tiles_across = ceil_div(across, kBlockCols);
-    const int64_t row = index / tiles_across * kBlockRows, col = index % tiles_across * kBlockCols;
-    const int64_t rows = down - row < kBlockRows ? down - row : kBlockRows;
-    const int64_t cols = across - col < kBlockCols ? across - col : kBlockCols;
-    float* out = scratch<float>(1, kBlockRows * kBlockCols);
+    const int64_t tiles_across = ceil_div(across, Block<T>::kCols);
+    const int64_t row = index / tiles_across * Block<T>::kRows, col = index % tiles_across * Block<T>::kCols;
+    const int64_t rows = down - row < Block<T>::kRows ? down - row : Block<T>::kRows;
+    const int64_t cols = across - col < Block<T>::kCols ? across - col : Block<T>::kCols;
+    float* out = Block<T>::scratch(1);
     gemm(rows, cols, group.size(), left.transposed().from(row, group.begin), right.from(group.begin, col), out,
-         kBlockCols, false);
-    store_tile(out, kBlockCols, rows, cols, dw + (e * down + row) * across + col, across);
+         Block<T>::kStride, false);
+    store_tile(out, Block<T>::kStride, rows, cols, dw + (e * down + row) * across + col, across);
   }
 };
 
@@ -173,24 +174,25 @@ void backward(const MoeExpertsBwdParams& p) {
   const Strided<T> dy{static_cast<const T*>(p.dy), p.dy_stride, 1, p.token_of};
   const Strided<T> dgate = rows_of<T>(p.dgate, hidden_cols), dup = rows_of<T>(p.dup, hidden_cols);
   {
-    const GroupTiles tiles(p.offsets, p.experts, rows, hidden_cols);
+    const GroupTiles<T> tiles(p.offsets, p.experts, rows, hidden_cols);
     parallel_tasks(tiles.count(), tile_cost(tiles.count(), rows, p.experts, p.cols, hidden_cols), [&](int64_t i) {
       const Tile t = tiles[i];
-      float* g = scratch<float>(1, kBlockRows * kBlockCols);
+      float* g = Block<T>::scratch(1);
       gemm(t.rows, t.cols, p.cols, dy.from(t.row, 0), matrix<T>(w.down, w.down_strides, t.group).from(0, t.col), g,
-           kBlockCols, false);
+           Block<T>::kStride, false);
       with_activation(p.activation, [&]<Activation kKind>() { differentiate_tile<kKind, T>(t, g, p); });
     });
   }
   {
-    const GroupTiles tiles(p.offsets, p.experts, rows, p.cols);
+    const GroupTiles<T> tiles(p.offsets, p.experts, rows, p.cols);
     parallel_tasks(tiles.count(), 2 * tile_cost(tiles.count(), rows, p.experts, p.cols, hidden_cols), [&](int64_t i) {
       const Tile t = tiles[i];
-      float* out = p.dx_rows + t.row * p.cols + t.col;
+      float* out = Block<T>::scratch(1);
       gemm(t.rows, t.cols, hidden_cols, dgate.from(t.row, 0), matrix<T>(w.gate, w.gate_strides, t.group).from(0, t.col),
-           out, p.cols, false);
+           out, Block<T>::kStride, false);
       gemm(t.rows, t.cols, hidden_cols, dup.from(t.row, 0), matrix<T>(w.up, w.up_strides, t.group).from(0, t.col), out,
-           p.cols, true);
+           Block<T>::kStride, true);
+      store_tile(out, Block<T>::kStride, t.rows, t.cols, p.dx_rows + t.row * p.cols + t.col, p.cols);
     });
   }
   weighted_sum<false>(p.tokens, p.top_k, p.cols, p.dx_rows, p.cols, nullptr, p.slots, static_cast<T*>(p.dx));

@@ -1,7 +1,7 @@
 // Vectors of float for CPU kernels: one source, compiled once per instruction-set level.
 //
-// A file in csrc/cpu is built several times with -DGK_CPU_LEVEL=baseline, avx2 (-march=x86-64-v3) or avx512
-// (-march=x86-64-v4) and everything it defines lives in
+// A file in csrc/cpu is built several times with -DGK_CPU_LEVEL=baseline, avx2 (-march=x86-64-v3), avx512
+// (-march=x86-64-v4) or amx (avx512 and a matrix unit: amx.h) and everything it defines lives in
 //
 //   namespace grokkernels::cpu {
 //   inline namespace GK_CPU_LEVEL { ... }
@@ -23,22 +23,29 @@
 #include "../common/dtypes.h"
 
 #ifndef GK_CPU_LEVEL
-#error "define GK_CPU_LEVEL as baseline, avx2 or avx512"
+#error "define GK_CPU_LEVEL as baseline, avx2, avx512 or amx"
 #endif
 
 #define GK_CPU_LEVEL_baseline 1
 #define GK_CPU_LEVEL_avx2 2
 #define GK_CPU_LEVEL_avx512 3
+#define GK_CPU_LEVEL_amx 4
 #define GK_CPU_JOIN_(a, b) a##b
 #define GK_CPU_JOIN(a, b) GK_CPU_JOIN_(a, b)
 #define GK_CPU_LEVEL_NUMBER GK_CPU_JOIN(GK_CPU_LEVEL_, GK_CPU_LEVEL)
 
-#if GK_CPU_LEVEL_NUMBER == 3
+#if GK_CPU_LEVEL_NUMBER == 3 || GK_CPU_LEVEL_NUMBER == 4
 #define GK_SIMD_AVX512 1
 #define GK_SIMD_X86 1
 #define GK_SIMD_FMA 1
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
 #error "level avx512 needs -march=x86-64-v4"
+#endif
+#if GK_CPU_LEVEL_NUMBER == 4
+#define GK_SIMD_AMX 1
+#if !defined(__AMX_TILE__) || !defined(__AMX_BF16__) || !defined(__AVX512BF16__)
+#error "level amx needs -mamx-tile -mamx-bf16 -mavx512bf16"
+#endif
 #endif
 #elif GK_CPU_LEVEL_NUMBER == 2
 #define GK_SIMD_AVX2 1
@@ -55,7 +62,7 @@
 #define GK_SIMD_FMA 1
 #endif
 #else
-#error "GK_CPU_LEVEL must be baseline, avx2 or avx512"
+#error "GK_CPU_LEVEL must be baseline, avx2, avx512 or amx"
 #endif
 
 #ifdef GK_SIMD_X86

@@ -1,5 +1,13 @@
 #include "cpu/runtime/level.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -9,7 +17,7 @@
 namespace grokkernels::cpu {
 namespace {
 
-constexpr const char* kNames[kNumLevels] = {"baseline", "avx2", "avx512"};
+constexpr const char* kNames[kNumLevels] = {"baseline", "avx2", "avx512", "amx"};
 
 int find(const char* name) {
   std::string allowed;
@@ -31,6 +39,23 @@ int initial_level() {
   }
 }
 
+#if defined(__x86_64__)
+// Whether there is a matrix unit for bfloat16 and the operating system lets this process use its registers.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned kBf16Tiles = 1u << 22 | 1u << 24;         // leaf 7, edx: AMX-BF16, AMX-TILE
+  constexpr unsigned kBf16Vectors = 1u << 5;                   // leaf 7.1, eax: AVX512-BF16
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, the state component
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kBf16Tiles) != kBf16Tiles) return false;
+  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & kBf16Vectors) == 0) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 std::atomic<int>& current() {
   static std::atomic<int> value{initial_level()};
   return value;
@@ -50,7 +75,8 @@ int highest_level() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512vl");
-    return avx2 && avx512 ? kAvx512 : avx2 ? kAvx2 : kBaseline;
+    if (!avx2) return kBaseline;
+    return !avx512 ? kAvx2 : has_amx() ? kAmx : kAvx512;
   }();
   return highest;
 #else

@@ -3,12 +3,13 @@
 
 namespace grokkernels::cpu {
 
-enum Level : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kNumLevels = 3 };
+enum Level : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3, kNumLevels = 4 };
 
 // Name of a level as levels.txt spells it; nullptr outside 0 .. kNumLevels - 1.
 const char* level_name(int level);
 
-// The highest level that this build holds and this machine can execute.
+// The highest level that this build holds and this machine can execute. The first call asks Linux for the matrix unit's
+// registers, which a process has only by permission; it then holds for all of its threads.
 int highest_level();
 
 // The level every launcher uses now.

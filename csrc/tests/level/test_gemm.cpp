@@ -4,6 +4,7 @@
 //   g++ $flags -DGK_CPU_LEVEL=baseline test_gemm.cpp ../../cpu/runtime/*.cpp
 //   g++ $flags -DGK_CPU_LEVEL=avx2 -march=x86-64-v3 test_gemm.cpp ../../cpu/runtime/*.cpp
 //   g++ $flags -DGK_CPU_LEVEL=avx512 -march=x86-64-v4 test_gemm.cpp ../../cpu/runtime/*.cpp
+//   g++ $flags -DGK_CPU_LEVEL=amx $(grep ^amx ../../cpu/levels.txt | cut -c4-) test_gemm.cpp ../../cpu/runtime/*.cpp
 //
 // Exits with 0 when everything holds, 1 when a check failed, 77 when this machine lacks the level's instructions.
 // Buffers end where their data ends, so -fsanitize=address sees any access beyond a tail.
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "cpu/gemm.h"
+#include "cpu/runtime/level.h"
 #include "tests/check.h"
 
 #define GK_STRING_(x) #x
@@ -122,10 +124,51 @@ void test_types() {
         test_product<TA, TB>(m, n, k, Layout(layout_a), Layout(layout_b), (layout_a + layout_b) % 2 == 1);
 }
 
+#if defined(GK_SIMD_AMX)
+// The shapes where the matrix unit's panels begin and end: one and two strips of rows and of columns, whole and not,
+// whole and broken tiles of the sum, two panels of it, two blocks of rows and of columns.
+void test_tiles() {
+  constexpr int64_t kLines = cpu::kTileLines, kDepth = cpu::kTilesDepth;
+  const int64_t shapes[][3] = {{kLines, kLines, cpu::kTileDepth},
+                               {5, kLines + 1, 1},
+                               {kLines + 1, 3, cpu::kTileDepth + 1},
+                               {2 * kLines, 2 * kLines, 2 * cpu::kTileDepth - 1},
+                               {3 * kLines - 1, 5 * kLines + 7, kDepth},
+                               {2 * kLines + 5, cpu::kTilesBlockCols + 9, kDepth + 33},
+                               {cpu::kTilesBlockRows + 7, 2 * kLines + 1, 2 * kDepth + 31}};
+  for (const auto& [m, n, k] : shapes)
+    for (int layout_a = 0; layout_a < kLayouts; ++layout_a)
+      for (int layout_b = 0; layout_b < kLayouts; ++layout_b)
+        for (const bool accumulate : {false, true})
+          test_product<bfloat16, bfloat16>(m, n, k, Layout(layout_a), Layout(layout_b), accumulate);
+}
+
+// What lies beside an operand, NaN here, is no part of a product.
+void test_neighbours() {
+  constexpr int64_t kSize = 37, kPitch = 64;
+  std::vector<bfloat16> a(kPitch * kPitch, from_float<bfloat16>(NAN)), b = a;
+  for (int64_t i = 0; i < kSize; ++i)
+    for (int64_t j = 0; j < kSize; ++j) a[i * kPitch + j] = b[i * kPitch + j] = from_float<bfloat16>(1.0f);
+  const cpu::Strided<bfloat16> left{a.data(), kPitch, 1}, right{b.data(), kPitch, 1};
+  for (const auto& x : {left, left.transposed()})
+    for (const auto& y : {right, right.transposed()}) {
+      std::vector<float> c(kSize * kSize);
+      cpu::gemm(kSize, kSize, kSize, x, y, c.data(), kSize, false);
+      bool right_sum = true;
+      for (const float sum : c) right_sum = right_sum && sum == static_cast<float>(kSize);
+      CHECK(right_sum);
+    }
+}
+#endif
+
 }  // namespace
 
 int main() {
-#if defined(GK_SIMD_AVX512)
+#if defined(GK_SIMD_AMX)
+  if (cpu::highest_level() < cpu::kAmx) return 77;
+  test_tiles();
+  test_neighbours();
+#elif defined(GK_SIMD_AVX512)
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl")) return 77;
 #elif defined(GK_SIMD_AVX2)
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 77;

@@ -11,6 +11,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/runtime/level.h"
 #include "cpu/simd_math.h"
 #include "tests/check.h"
 
@@ -540,7 +541,9 @@ static_assert(grokkernels::size_of(grokkernels::dtype_of<bfloat16>) == 2);
 }  // namespace
 
 int main() {
-#if defined(GK_SIMD_AVX512)
+#if defined(GK_SIMD_AMX)
+  if (cpu::highest_level() < cpu::kAmx) return 77;
+#elif defined(GK_SIMD_AVX512)
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl")) return 77;
 #elif defined(GK_SIMD_AVX2)
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 77;
