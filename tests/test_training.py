@@ -445,7 +445,7 @@ def test_a_run_is_not_overwritten_unasked(tmp_path: Path, text: Path) -> None:
         ({"overrides": {"width": 3}}, "no setting 'width'"),
         ({"overrides": {**SMALL, "vocab_size": 100}}, "below the tokenizer's 256"),
         ({"backend": "abacus"}, "'abacus'"),
-        ({"backend": "triton"}, "'triton'"),
+        ({"backend": "cuda"}, "'cuda'"),
         ({"data": ("/no/such/file",)}, "does not exist"),
         ({"data": ("/dev/null",)}, "neither a file nor a folder"),
         ({"tokenizer": "words.txt"}, "must end in"),

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from grokkernels.triton import INTERPRETED
+from grokkernels.triton.elementary import exponential, tanh
 from grokkernels.triton.kernel import kernel
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of float32
@@ -29,29 +30,6 @@ def squash_options(softcap: float, logit_scale: float) -> dict[str, float | bool
         "slope": logit_scale,
         "CAPPED": capped,
     }
-
-
-@triton.jit
-def exponential(x, EXACT: tl.constexpr):
-    """e^x. GPUs raise 2 to x log2(e), whose rounding errs by |x| 2^-24; EXACT takes that back."""
-    if not EXACT:
-        return tl.exp(x)
-    power = x * 1.4426950216293335
-    lost = tl.fma(x, 1.4426950216293335, -power) + x * 1.9259629911266175e-8
-    y = tl.exp2(power)
-    return y + y * tl.where(tl.abs(power) < 200.0, 0.6931471805599453 * lost, 0.0)
-
-
-@triton.jit
-def tanh(x):
-    """By an odd polynomial of least relative error near zero, where 1 - 2 / (e^2|x| + 1) would lose its places."""
-    square = x * x
-    p = -0.00551516423 * square + 0.0204694197
-    p = p * square - 0.0536880232
-    p = p * square + 0.133308306
-    p = p * square - 0.333332598
-    far = 1.0 - 2.0 / (tl.exp(2.0 * tl.abs(x)) + 1.0)
-    return tl.where(tl.abs(x) < 0.65, p * square * x + x, tl.where(x < 0.0, -far, far))
 
 
 @triton.jit

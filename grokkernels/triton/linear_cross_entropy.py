@@ -29,13 +29,13 @@ from grokkernels.triton import INTERPRETED, tuning
 from grokkernels.triton.cross_entropy_row import (
     LARGEST,
     TOGETHER,
-    exponential,
     gradient_of_logits,
     gradient_of_row,
     merge_parts,
     squash,
     squash_options,
 )
+from grokkernels.triton.elementary import exponential
 from grokkernels.triton.kernel import kernel
 from grokkernels.triton.matmul import aligned, rows_matrix
 from grokkernels.triton.tuning import Config

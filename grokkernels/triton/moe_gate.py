@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from grokkernels.triton import INTERPRETED
-from grokkernels.triton.cross_entropy_row import tanh
+from grokkernels.triton.elementary import tanh
 from grokkernels.triton.kernel import kernel
 from grokkernels.triton.philox import uniform
 

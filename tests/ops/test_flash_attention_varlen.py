@@ -89,7 +89,7 @@ def test_device_survives_any_offsets(offsets_q: torch.Tensor, offsets_k: torch.T
         ({"max_seqlen_q": 3}, "max_seqlen_q must be at least the longest sequence, 4, got 3"),
         ({"block_table": torch.zeros(1, 1, dtype=torch.int32)}, "block_table must be None: paged keys"),
         ({"dropout_p": 0.5}, "dropout_p must be 0"),
-        ({"backend": "triton"}, "flash_attention_varlen cannot run on backend 'triton'"),
+        ({"backend": "cuda"}, "flash_attention_varlen cannot run on backend 'cuda'"),
     ],
 )
 def test_bad_input(arguments: dict, words: str) -> None:

@@ -1,66 +1,26 @@
-"""Lengths that change from call to call are no reason to compile: 50 of them, forward and backward, row by row.
-
-What decides whether Triton compiles anew is the type of each argument, each constexpr, each pointer's alignment and
-the compiler's options: numbers count for nothing, `kernel` tells triton.jit so. Launches are noted here instead of run,
-and their different keys counted.
-"""
+"""Lengths that change from call to call are no reason to compile: 50 of them, forward and backward, op by op."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
 
 import pytest
-import torch
 
-from grokkernels import dispatch
-from grokkernels.testing import judge
-from grokkernels.testing.case import Case, Table
-from grokkernels.testing.cases import (
-    adamw,
-    cross_entropy,
-    dual_rms_norm,
-    flash_attention,
-    flash_attention_varlen,
-    gated_activation,
-    grouped_mm,
-    linear_cross_entropy,
-    merge_attention_states,
-    moe_experts,
-    moe_gate,
-    moe_permute,
-    moe_unpermute,
-    rms_norm,
-    rotary,
-    tables,
-)
-from grokkernels.triton.kernel import Launch, executing
+from grokkernels.testing.cases import tables
+from tests.triton.compile_counts import CASES, LENGTHS
+from tests.triton.ptx_judge import ROOT
 
-# What differs between the calls: tokens, rows, keys, parameters.
-LENGTHS = [1, 2, 3, 5, 7, 8, 13, 16, 17, 31, *range(32, 2000, 50)]
-CASES: dict[str, tuple[Table, Callable[[int], Case]]] = {
-    "adamw": (adamw.TABLE, lambda n: adamw.case((n,), (n, 3), max_norm=1.0)),
-    "cross_entropy": (cross_entropy.TABLE, lambda n: cross_entropy.case(n, 100)),
-    "dual_rms_norm": (dual_rms_norm.TABLE, lambda n: dual_rms_norm.case(n, 64)),
-    "flash_attention": (flash_attention.TABLE, lambda n: flash_attention.case(1, n, n, 2, 1, 32, causal=True)),
-    "flash_attention keys": (flash_attention.TABLE, lambda n: flash_attention.case(1, 1, n, 2, 1, 32)),
-    "flash_attention batch": (flash_attention.TABLE, lambda n: flash_attention.case(n, 3, 5, 2, 1, 32)),
-    "flash_attention_varlen": (
-        flash_attention_varlen.TABLE,
-        lambda n: flash_attention_varlen.case((n, 3, 1), (n, 3, n), 2, 1, 32),
-    ),
-    "gated_activation": (gated_activation.TABLE, lambda n: gated_activation.case(n, 24)),
-    "grouped_mm": (grouped_mm.TABLE, lambda n: grouped_mm.case((n, 0, 2 * n, 5), 32, 48)),
-    "linear_cross_entropy": (linear_cross_entropy.TABLE, lambda n: linear_cross_entropy.case(n, 32, 100)),
-    "merge_attention_states": (merge_attention_states.TABLE, lambda n: merge_attention_states.case(1, n, 2, 16)),
-    "moe_experts": (moe_experts.TABLE, lambda n: moe_experts.case(n, 16, 24, 4, 2)),
-    "moe_gate": (moe_gate.TABLE, lambda n: moe_gate.case(n, 8, top_k=2)),
-    "moe_permute": (moe_permute.TABLE, lambda n: moe_permute.case(n, 16, 4, 2)),
-    "moe_unpermute": (moe_unpermute.TABLE, lambda n: moe_unpermute.case(n, 16, 4, 2)),
-    "rms_norm": (rms_norm.TABLE, lambda n: rms_norm.case(n, 64, residual=True)),
-    "rotary": (rotary.TABLE, lambda n: rotary.case(1, n, 2, 16, max_position=2000)),
-}
-# Kernels compiled more than once: for a few shapes to choose from by length, or with other tensors backward.
-FEW: dict[str, int] = {
+# Kernels of which an op has more than one form, for any length: forward and backward, a sum with and without weights,
+# sizes that are multiples of 16 and not; and attention, whose tiles are lower where there are few queries.
+FORMS = {
+    "flash_attention_fwd_kernel": 2,
+    "gather_kernel": 2,
+    "grouped_mm_kernel": 3,
+    "grouped_mm_dw_kernel": 2,
+    "rotary_kernel": 2,
     "adamw_update_kernel": 2,  # whether the number of elements is a multiple of 16
     "sum_of_squares_kernel": 2,
     "list_rows_kernel": 2,
@@ -68,33 +28,22 @@ FEW: dict[str, int] = {
 }
 
 
-def key(launch: Launch) -> tuple:
-    """What Triton compiles by."""
-    constants = {name: launch.arguments[name] for name, kind in launch.signature().items() if kind == "constexpr"}
-    return (
-        launch.kernel.name,
-        *launch.signature().values(),
-        *constants.items(),
-        *launch.aligned(),
-        *launch.options.items(),
-    )
+@pytest.fixture(scope="module")
+def counts() -> dict[str, dict[str, int]]:
+    """Of every op, in a process that is not told to interpret: tiles are those of a GPU."""
+    command = [sys.executable, "-m", "tests.triton.compile_counts"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_every_table_is_here() -> None:
     assert {table.name for table, _ in CASES.values()} == {table.name for table in tables().values()}
+    assert len(set(LENGTHS)) == 50
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_lengths_do_not_compile(name: str) -> None:
-    assert len(LENGTHS) == 50
-    table, case = CASES[name]
-    if "triton" not in dispatch.ROWS[table.name].supports:
-        pytest.skip("no triton kernel")
-    keys: dict[str, set[tuple]] = {}
-    with executing(lambda launch: keys.setdefault(launch.kernel.name, set()).add(key(launch))):
-        for n in LENGTHS:
-            arguments = judge.in_dtype(case(n).arguments(), torch.float32)
-            judge.run(lambda **kw: table.op(**kw, backend="triton"), arguments, table.grad, None)
-    assert keys
-    counts = {kernel: len(found) for kernel, found in keys.items()}
-    assert all(count <= FEW.get(kernel, 1) for kernel, count in counts.items()), counts
+def test_lengths_do_not_compile(name: str, counts: dict[str, dict[str, int]]) -> None:
+    assert counts[name]
+    assert all(count <= FORMS.get(kernel, 1) for kernel, count in counts[name].items()), counts[name]
