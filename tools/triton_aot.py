@@ -116,10 +116,11 @@ def examine(label: str, launch: Launch, target: str) -> Compiled:
 @contextmanager
 def reporting() -> Iterator[None]:
     """Inside, everything is compiled anew, since ptxas reports only when it runs, and it prints its report."""
+    knobs = triton.knobs
     with tempfile.TemporaryDirectory() as folder:
-        before = triton.knobs.cache.dir, triton.knobs.nvidia.dump_ptxas_log
-        triton.knobs.cache.dir, triton.knobs.nvidia.dump_ptxas_log = folder, True
+        before = knobs.cache.dir, knobs.compilation.always_compile, knobs.nvidia.dump_ptxas_log
+        knobs.cache.dir, knobs.compilation.always_compile, knobs.nvidia.dump_ptxas_log = folder, True, True
         try:
             yield
         finally:
-            triton.knobs.cache.dir, triton.knobs.nvidia.dump_ptxas_log = before
+            knobs.cache.dir, knobs.compilation.always_compile, knobs.nvidia.dump_ptxas_log = before
