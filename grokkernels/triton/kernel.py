@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 
 from grokkernels.triton import INTERPRETED, interpreter
 
@@ -145,9 +144,3 @@ def kernel(function: Callable[..., Any]) -> Kernel:
         )
     jit = triton.jit(function, do_not_specialize=numbers)
     return Kernel(jit, parameters, {name: canonical[name] for name in numbers}, constexprs)
-
-
-@triton.jit
-def rounded(value, to: tl.constexpr):
-    """A float32 value as it is after being stored in dtype `to` (another pointer's element type), in float32."""
-    return value.to(to).to(tl.float32)
