@@ -5,7 +5,7 @@
 // Blocks add up in double precision, so that the error does not grow with V.
 #pragma once
 
-#include "cpu/simd.h"
+#include "cpu/loops.h"
 #include "cpu/simd_math.h"
 #include "cross_entropy.h"
 
@@ -66,7 +66,7 @@ GK_ALWAYS_INLINE void add_columns(RowSum& row, const T* x, int64_t n, const Squa
     vf top[2] = {set1(row.max), set1(row.max)};
     int64_t c = 0;
     for (; c + 2 * kLanes <= count; c += 2 * kLanes) {
-      const VfPair pair = load_pair(x + c);
+      const VfPair pair = fetch_pair(x + c);
       const vf first = squash<kCapped>(s, pair.first).value, second = squash<kCapped>(s, pair.second).value;
       store(z + c, first);
       store(z + c + kLanes, second);
@@ -157,7 +157,7 @@ GK_ALWAYS_INLINE void gradient_columns(D* dx, const T* x, int64_t n, int64_t tar
   auto q_at = [&](int64_t c) { return select(lane_index() == static_cast<int32_t>(target - c), row.q_target, row.q); };
   int64_t c = 0;
   for (; c + 2 * kLanes <= n; c += 2 * kLanes) {
-    const VfPair pair = load_pair(x + c);
+    const VfPair pair = fetch_pair(x + c);
     vf first, second;
     if (static_cast<uint64_t>(target - c) < 2 * kLanes) [[unlikely]] {
       first = gradient(pair.first, q_at(c));
@@ -166,10 +166,7 @@ GK_ALWAYS_INLINE void gradient_columns(D* dx, const T* x, int64_t n, int64_t tar
       first = gradient(pair.first, row.q);
       second = gradient(pair.second, row.q);
     }
-    if constexpr (kStream)
-      stream_store_pair(dx + c, first, second);
-    else
-      store_pair(dx + c, first, second);
+    put_pair<kStream>(dx + c, first, second);
   }
   for (; c < n; c += kLanes) {
     const int count = static_cast<int>(n - c < kLanes ? n - c : kLanes);

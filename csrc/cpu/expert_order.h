@@ -7,8 +7,8 @@
 
 #include <cstdint>
 
+#include "cpu/loops.h"
 #include "cpu/parallel.h"
-#include "cpu/rows.h"
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
@@ -54,24 +54,39 @@ inline void order_by_expert(const int32_t* indices, int64_t pairs, int64_t exper
 
 // out[n] (C) = sum over k, in order, of weights[n,k] * y[slots[n,k]]; without weights they are 1. Slots outside
 // [0, N * K) add nothing.
-template <bool kWeighted, typename TIn, typename TOut>
+template <bool kWeighted, bool kStream, typename TIn, typename TOut>
 void weighted_sum(int64_t tokens, int64_t top_k, int64_t cols, const TIn* y, int64_t y_stride, const float* weights,
                   const int32_t* slots, TOut* out) {
   parallel_range(tokens, (1 + top_k) * cols, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
       const int32_t* slot = slots + token * top_k;
       const float* weight = kWeighted ? weights + token * top_k : nullptr;
-      for_vectors(cols, [&](int64_t c, int n) {
+      const auto sum_at = [&](int64_t c, auto n) {
         vf sum = zero();
         for (int64_t k = 0; k < top_k; ++k) {
           if (slot[k] < 0 || slot[k] >= tokens * top_k) continue;
-          const vf v = load_some(y + slot[k] * y_stride + c, n);
+          const vf v = fetch_n(y + slot[k] * y_stride + c, n);
           sum = kWeighted ? fma(set1(weight[k]), v, sum) : sum + v;
         }
-        store_some(out + token * cols + c, sum, n);
-      });
+        return sum;
+      };
+      TOut* row = out + token * cols;
+      int64_t c = 0;
+      for (; c + 2 * kLanes <= cols; c += 2 * kLanes)
+        put_pair<kStream>(row + c, sum_at(c, Full{}), sum_at(c + kLanes, Full{}));
+      for_vectors(c, cols, [&](int64_t i, auto n) { store_n(row + i, sum_at(i, n), n); });
     }
+    stream_fence();
   });
+}
+
+template <bool kWeighted, typename TIn, typename TOut>
+void weighted_sum(int64_t tokens, int64_t top_k, int64_t cols, const TIn* y, int64_t y_stride, const float* weights,
+                  const int32_t* slots, TOut* out) {
+  if (should_stream(out, cols, tokens * cols * static_cast<int64_t>(sizeof(TOut))))
+    weighted_sum<kWeighted, true>(tokens, top_k, cols, y, y_stride, weights, slots, out);
+  else
+    weighted_sum<kWeighted, false>(tokens, top_k, cols, y, y_stride, weights, slots, out);
 }
 
 }  // namespace GK_CPU_LEVEL

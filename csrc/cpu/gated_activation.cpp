@@ -39,7 +39,7 @@ void forward(const GatedActivationFwdParams& p) {
     T* y = static_cast<T*>(p.y) + row * p.cols;
     int64_t c = begin;
     for (; c + 2 * kLanes <= end; c += 2 * kLanes) {
-      const VfPair g = load_pair(gate + c), u = load_pair(up + c);
+      const VfPair g = fetch_pair(gate + c), u = fetch_pair(up + c);
       put_pair<kStream>(y + c, value_and_slope<kKind>(g.first).value * u.first,
                         value_and_slope<kKind>(g.second).value * u.second);
     }
@@ -59,7 +59,7 @@ void backward(const GatedActivationBwdParams& p) {
     T* dup = static_cast<T*>(p.dup) + row * p.cols;
     int64_t c = begin;
     for (; c + 2 * kLanes <= end; c += 2 * kLanes) {
-      const VfPair d = load_pair(dy + c), g = load_pair(gate + c), u = load_pair(up + c);
+      const VfPair d = fetch_pair(dy + c), g = fetch_pair(gate + c), u = fetch_pair(up + c);
       const ValueAndSlope first = value_and_slope<kKind>(g.first), second = value_and_slope<kKind>(g.second);
       put_pair<kStream>(dup + c, d.first * first.value, d.second * second.value);
       put_pair<kStream>(dgate + c, d.first * u.first * first.slope, d.second * u.second * second.slope);

@@ -7,8 +7,8 @@
 #include <cstdint>
 
 #include "cpu/gemm.h"
+#include "cpu/loops.h"
 #include "cpu/parallel.h"
-#include "cpu/rows.h"
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
@@ -109,7 +109,7 @@ void store_tile(const float* tile, int64_t tile_stride, int64_t rows, int64_t co
   for (int64_t i = 0; i < rows; ++i) {
     const float* from = tile + i * tile_stride;
     T* to = out + i * row_stride;
-    for_vectors(cols, [&](int64_t c, int n) { store_some(to + c, load_some(from + c, n), n); });
+    for_vectors(0, cols, [&](int64_t c, auto n) { store_n(to + c, load_n(from + c, n), n); });
   }
 }
 

@@ -61,6 +61,7 @@ void over_heads(const Params& p, int64_t cost, const Body& body) {
         const int64_t left = p.heads - head;
         body(Heads{n / p.tokens, n % p.tokens, head, static_cast<int>(left < kLanes ? left : kLanes)});
       }
+    stream_fence();
   });
 }
 
@@ -74,7 +75,7 @@ MergeStrides dense_statistics(const Params& p) {
   return {p.heads * p.tokens, 1, p.tokens};
 }
 
-template <typename T>
+template <typename T, bool kStream>
 void forward(const MergeAttentionStatesFwdParams& p) {
   const MergeStrides rows = dense_rows(p), statistics = dense_statistics(p);
   over_heads(p, 3, [&](const Heads& heads) {
@@ -85,15 +86,20 @@ void forward(const MergeAttentionStatesFwdParams& p) {
       const T* o2 = heads.row(static_cast<const T*>(p.o2), p.o2_stride, i);
       T* o = heads.row(static_cast<T*>(p.o), rows, i);
       const vf first = set1(s.first[i]), second = set1(s.second[i]);
-      for_vectors(0, p.dim, [&](int64_t d, auto n) {
-        store_n(o + d, fma(first, load_n(o1 + d, n), second * load_n(o2 + d, n)), n);
+      int64_t d = 0;
+      for (; d + 2 * kLanes <= p.dim; d += 2 * kLanes) {
+        const VfPair x1 = fetch_pair(o1 + d), x2 = fetch_pair(o2 + d);
+        put_pair<kStream>(o + d, fma(first, x1.first, second * x2.first), fma(first, x1.second, second * x2.second));
+      }
+      for_vectors(d, p.dim, [&](int64_t c, auto n) {
+        store_n(o + c, fma(first, load_n(o1 + c, n), second * load_n(o2 + c, n)), n);
       });
     }
   });
 }
 
 // With delta = dout . (o1 - o2):  do_i = s_i dout,  dlse1 = s1 (dlse + s2 delta),  dlse2 = s2 (dlse - s1 delta).
-template <typename T>
+template <typename T, bool kStream>
 void backward(const MergeAttentionStatesBwdParams& p) {
   const MergeStrides rows = dense_rows(p), statistics = dense_statistics(p);
   over_heads(p, 5, [&](const Heads& heads) {
@@ -107,11 +113,19 @@ void backward(const MergeAttentionStatesBwdParams& p) {
       T* do2 = heads.row(static_cast<T*>(p.do2), rows, i);
       const vf first = set1(s.first[i]), second = set1(s.second[i]);
       vf sum = zero();
-      for_vectors(0, p.dim, [&](int64_t d, auto n) {
-        const vf g = load_n(dout + d, n);
-        sum = fma(g, load_n(o1 + d, n) - load_n(o2 + d, n), sum);
-        store_n(do1 + d, first * g, n);
-        store_n(do2 + d, second * g, n);
+      int64_t d = 0;
+      for (; d + 2 * kLanes <= p.dim; d += 2 * kLanes) {
+        const VfPair g = fetch_pair(dout + d), x1 = fetch_pair(o1 + d), x2 = fetch_pair(o2 + d);
+        sum = fma(g.first, x1.first - x2.first, sum);
+        sum = fma(g.second, x1.second - x2.second, sum);
+        put_pair<kStream>(do1 + d, first * g.first, first * g.second);
+        put_pair<kStream>(do2 + d, second * g.first, second * g.second);
+      }
+      for_vectors(d, p.dim, [&](int64_t c, auto n) {
+        const vf g = load_n(dout + c, n);
+        sum = fma(g, load_n(o1 + c, n) - load_n(o2 + c, n), sum);
+        store_n(do1 + c, first * g, n);
+        store_n(do2 + c, second * g, n);
       });
       delta[i] = reduce_add(sum);
     }
@@ -123,9 +137,25 @@ void backward(const MergeAttentionStatesBwdParams& p) {
 
 }  // namespace
 
-void merge_attention_states_fwd(const MergeAttentionStatesFwdParams& p) { GK_SWITCH_DTYPE(p.dtype, T, forward<T>(p)); }
+void merge_attention_states_fwd(const MergeAttentionStatesFwdParams& p) {
+  GK_SWITCH_DTYPE(p.dtype, T, {
+    const int64_t bytes = p.batch * p.tokens * p.heads * p.dim * static_cast<int64_t>(sizeof(T));
+    if (should_stream(static_cast<T*>(p.o), p.dim, bytes))
+      forward<T, true>(p);
+    else
+      forward<T, false>(p);
+  });
+}
 
-void merge_attention_states_bwd(const MergeAttentionStatesBwdParams& p) { GK_SWITCH_DTYPE(p.dtype, T, backward<T>(p)); }
+void merge_attention_states_bwd(const MergeAttentionStatesBwdParams& p) {
+  GK_SWITCH_DTYPE(p.dtype, T, {
+    const int64_t bytes = p.batch * p.tokens * p.heads * p.dim * static_cast<int64_t>(sizeof(T));
+    if (should_stream(static_cast<T*>(p.do1), p.dim, bytes) && should_stream(static_cast<T*>(p.do2), p.dim, bytes))
+      backward<T, true>(p);
+    else
+      backward<T, false>(p);
+  });
+}
 
 }  // namespace GK_CPU_LEVEL
 }  // namespace grokkernels::cpu

@@ -57,12 +57,12 @@ void activate_tile(const Tile& t, const float* gate, const float* up, const MoeE
   T* kept_gate = p.gate == nullptr ? nullptr : tile_rows<T>(p.gate, t, p.hidden_cols);
   T* kept_up = p.gate == nullptr ? nullptr : tile_rows<T>(p.up, t, p.hidden_cols);
   for (int64_t i = 0; i < t.rows; ++i) {
-    for_vectors(t.cols, [&](int64_t c, int n) {
-      const vf g = load_some(gate + i * Block<T>::kStride + c, n), u = load_some(up + i * Block<T>::kStride + c, n);
-      store_some(hidden + i * p.hidden_cols + c, value_and_slope<kKind>(g).value * u, n);
+    for_vectors(0, t.cols, [&](int64_t c, auto n) {
+      const vf g = load_n(gate + i * Block<T>::kStride + c, n), u = load_n(up + i * Block<T>::kStride + c, n);
+      store_n(hidden + i * p.hidden_cols + c, value_and_slope<kKind>(g).value * u, n);
       if (kept_gate == nullptr) return;
-      store_some(kept_gate + i * p.hidden_cols + c, g, n);
-      store_some(kept_up + i * p.hidden_cols + c, u, n);
+      store_n(kept_gate + i * p.hidden_cols + c, g, n);
+      store_n(kept_up + i * p.hidden_cols + c, u, n);
     });
   }
 }
@@ -120,16 +120,16 @@ void differentiate_tile(const Tile& t, const float* g_tile, const MoeExpertsBwdP
     const vf weight = set1(p.weight_of[t.row + i]);
     for (int64_t begin = 0; begin < t.cols; begin += kMoeDotCols) {
       vf dot = zero();
-      for_vectors(t.cols - begin < kMoeDotCols ? t.cols - begin : kMoeDotCols, [&](int64_t offset, int n) {
+      for_vectors(0, t.cols - begin < kMoeDotCols ? t.cols - begin : kMoeDotCols, [&](int64_t offset, auto n) {
         const int64_t c = begin + offset;
-        const vf u = load_some(up + row + c, n);
-        const ValueAndSlope act = value_and_slope<kKind>(load_some(gate + row + c, n));
-        const vf g = load_some(g_tile + i * Block<T>::kStride + c, n);
+        const vf u = load_n(up + row + c, n);
+        const ValueAndSlope act = value_and_slope<kKind>(load_n(gate + row + c, n));
+        const vf g = load_n(g_tile + i * Block<T>::kStride + c, n);
         const vf weighted = g * weight, hidden = act.value * u;
         dot = fma(g, hidden, dot);
-        store_some(dgate + row + c, weighted * u * act.slope, n);
-        store_some(dup + row + c, weighted * act.value, n);
-        store_some(scaled_hidden + row + c, hidden * weight, n);
+        store_n(dgate + row + c, weighted * u * act.slope, n);
+        store_n(dup + row + c, weighted * act.value, n);
+        store_n(scaled_hidden + row + c, hidden * weight, n);
       });
       p.dots[(t.row + i) * parts + (t.col + begin) / kMoeDotCols] = reduce_add(dot);
     }

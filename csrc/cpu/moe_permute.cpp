@@ -7,13 +7,13 @@
 
 #include "cpu/expert_order.h"
 #include "cpu/launch.h"
-#include "cpu/rows.h"
+#include "cpu/loops.h"
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 namespace {
 
-template <typename T>
+template <typename T, bool kStream>
 void permute(const MoePermuteFwdParams& p) {
   const int64_t pairs = p.tokens * p.top_k;
   order_by_expert(p.indices, pairs, p.experts, p.capacity, p.slots, p.offsets);
@@ -23,9 +23,10 @@ void permute(const MoePermuteFwdParams& p) {
       const T* x = static_cast<const T*>(p.x) + token * p.x_stride;
       for (int64_t k = 0; k < p.top_k; ++k) {
         const int64_t slot = p.slots[token * p.top_k + k];
-        if (slot >= 0) __builtin_memcpy(rows + slot * p.cols, x, static_cast<size_t>(p.cols) * sizeof(T));
+        if (slot >= 0) put_row<kStream>(rows + slot * p.cols, x, p.cols);
       }
     }
+    stream_fence();
   });
   const int64_t used = p.experts == 0 ? 0 : p.offsets[p.experts - 1];
   parallel_range(pairs - used, p.cols, [&](int64_t begin, int64_t end) {
@@ -33,7 +34,7 @@ void permute(const MoePermuteFwdParams& p) {
   });
 }
 
-template <typename T>
+template <typename T, bool kStream>
 void unpermute_backward(const MoeUnpermuteBwdParams& p) {
   const int64_t pairs = p.tokens * p.top_k;
   T* dy = static_cast<T*>(p.dy);
@@ -60,22 +61,37 @@ void unpermute_backward(const MoeUnpermuteBwdParams& p) {
         for (int64_t block = 0; block < p.cols; block += kBlock) {
           const int64_t length = p.cols - block < kBlock ? p.cols - block : kBlock;
           vf dot = zero();
-          for_vectors(length, [&](int64_t c, int n) {
-            const vf d = load_some(dout + block + c, n);
-            dot = fma(d, load_some(y + block + c, n), dot);
-            store_some(dy + slot * p.cols + block + c, d * weight, n);
-          });
+          const auto product = [&](int64_t c, auto n) {
+            const vf d = fetch_n(dout + c, n);
+            dot = fma(d, fetch_n(y + c, n), dot);
+            return d * weight;
+          };
+          T* to = dy + slot * p.cols;
+          int64_t c = block;
+          for (; c + 2 * kLanes <= block + length; c += 2 * kLanes) {
+            const vf first = product(c, Full{}), second = product(c + kLanes, Full{});
+            put_pair<kStream>(to + c, first, second);
+          }
+          for_vectors(c, block + length, [&](int64_t i, auto n) { store_n(to + i, product(i, n), n); });
           total += reduce_add(dot);
         }
         p.dweights[i] = static_cast<float>(total);
       }
     }
+    stream_fence();
   });
 }
 
 }  // namespace
 
-void moe_permute_fwd(const MoePermuteFwdParams& p) { GK_SWITCH_DTYPE(p.dtype, T, permute<T>(p)); }
+void moe_permute_fwd(const MoePermuteFwdParams& p) {
+  GK_SWITCH_DTYPE(p.dtype, T, {
+    if (should_stream(static_cast<T*>(p.rows), p.cols, p.tokens * p.top_k * p.cols * static_cast<int64_t>(sizeof(T))))
+      permute<T, true>(p);
+    else
+      permute<T, false>(p);
+  });
+}
 
 void moe_permute_bwd(const MoePermuteBwdParams& p) {
   GK_SWITCH_DTYPE(p.dtype, T,
@@ -89,7 +105,14 @@ void moe_unpermute_fwd(const MoeUnpermuteFwdParams& p) {
                                       p.slots, static_cast<T*>(p.out))));
 }
 
-void moe_unpermute_bwd(const MoeUnpermuteBwdParams& p) { GK_SWITCH_DTYPE(p.dtype, T, unpermute_backward<T>(p)); }
+void moe_unpermute_bwd(const MoeUnpermuteBwdParams& p) {
+  GK_SWITCH_DTYPE(p.dtype, T, {
+    if (should_stream(static_cast<T*>(p.dy), p.cols, p.tokens * p.top_k * p.cols * static_cast<int64_t>(sizeof(T))))
+      unpermute_backward<T, true>(p);
+    else
+      unpermute_backward<T, false>(p);
+  });
+}
 
 }  // namespace GK_CPU_LEVEL
 }  // namespace grokkernels::cpu

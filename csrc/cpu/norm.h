@@ -54,12 +54,27 @@ GK_ALWAYS_INLINE vf scale_at(const W* weight, int64_t c, Count n, vf offset) {
   return load_n(weight + c, n) + offset;
 }
 
+// The row after the one at work, asked for while that one is written: else memory would be read and written in turns.
+template <typename T>
+class NextRow {
+ public:
+  NextRow(const T* row, int64_t stride, int64_t cols)
+      : row_(row + (cols * static_cast<int64_t>(sizeof(T)) <= kMaxBytes ? stride : 0)) {}
+  // At column c, a whole pair of vectors.
+  GK_ALWAYS_INLINE void ask(int64_t c) const { ask_ahead(row_ + c, 2 * kLanes * static_cast<int64_t>(sizeof(T)), 0); }
+
+ private:
+  static constexpr int64_t kMaxBytes = 128 << 10;  // two rows of each tensor still fit into the second-level cache
+  const T* row_;
+};
+
 // y = x * rstd * scale over one row.
-template <bool kStream, typename T, typename W>
-void scale_row(const T* x, float rstd, const W* weight, vf offset, T* y, int64_t cols) {
+template <bool kStream, typename T, typename W, typename... Next>
+void scale_row(const T* x, float rstd, const W* weight, vf offset, T* y, int64_t cols, const Next&... next) {
   const vf r = set1(rstd);
   int64_t c = 0;
   for (; c + 2 * kLanes <= cols; c += 2 * kLanes) {
+    (next.ask(c), ...);
     const VfPair v = load_pair(x + c), w = load_pair(weight + c);
     put_pair<kStream>(y + c, v.first * r * (w.first + offset), v.second * r * (w.second + offset));
   }
@@ -175,7 +190,7 @@ GK_ALWAYS_INLINE void gather_rows(const D& d, const T* x, int64_t x_stride, cons
       const vf w = scale_at(weight, c, n, offset);
       vf dw = load_n(dweight + c, n);
       for (int k = 0; k < kRows; ++k) {
-        const vf g = d(k, c, n), xhat = load_n(x + k * x_stride + c, n) * r[k];
+        const vf g = d(k, c, n), xhat = fetch_n(x + k * x_stride + c, n) * r[k];
         dw = fma(g, xhat, dw);
         sum[k] = fma(g * w, xhat, sum[k]);
       }

@@ -19,20 +19,24 @@ void forward(const RmsNormFwdParams& p) {
   parallel_range(p.rows, p.cols, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
-      float mean;
+      T* y = static_cast<T*>(p.y) + row * p.cols;
+      const NextRow<T> next_x(x, p.x_stride, p.cols);
       if (p.residual != nullptr) {
         const T* residual = static_cast<const T*>(p.residual) + row * p.residual_stride;
         T* h = static_cast<T*>(p.h) + row * p.cols;
-        mean = mean_of_squares(p.cols, [=](int64_t c, auto n) {
-          store_n(h + c, load_n(x + c, n) + load_n(residual + c, n), n);
-          return load_n(h + c, n);
+        T* sum = kStream ? scratch<T>(0, p.cols) : h;
+        const float mean = mean_of_squares(p.cols, [=](int64_t c, auto n) {
+          store_n(sum + c, fetch_n(x + c, n) + fetch_n(residual + c, n), n);
+          return load_n(sum + c, n);
         });
-        x = h;
+        p.rstd[row] = rstd_of(mean, p.eps);
+        const NextRow<T> next_residual(residual, p.residual_stride, p.cols);
+        scale_row<kStream>(sum, p.rstd[row], weight, offset, y, p.cols, next_x, next_residual);
+        if constexpr (kStream) put_row<true>(h, sum, p.cols);
       } else {
-        mean = mean_of_squares(p.cols, [=](int64_t c, auto n) { return load_n(x + c, n); });
+        p.rstd[row] = rstd_of(mean_of_squares(p.cols, [=](int64_t c, auto n) { return fetch_n(x + c, n); }), p.eps);
+        scale_row<kStream>(x, p.rstd[row], weight, offset, y, p.cols, next_x);
       }
-      p.rstd[row] = rstd_of(mean, p.eps);
-      scale_row<kStream>(x, p.rstd[row], weight, offset, static_cast<T*>(p.y) + row * p.cols, p.cols);
     }
     stream_fence();
   });
@@ -45,7 +49,7 @@ void backward_rows(const RmsNormBwdParams& p, int64_t row, const W* weight, vf o
   const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
   const T* dy = static_cast<const T*>(p.dy) + row * p.dy_stride;
   double dots[kRows];
-  gather_rows<kRows>([=](int k, int64_t c, auto n) { return load_n(dy + k * p.dy_stride + c, n); }, x, p.x_stride,
+  gather_rows<kRows>([=](int k, int64_t c, auto n) { return fetch_n(dy + k * p.dy_stride + c, n); }, x, p.x_stride,
                      p.rstd + row, weight, offset, dweight, dots, p.cols);
   for (int k = 0; k < kRows; ++k, x += p.x_stride, dy += p.dy_stride) {
     const RowGradient gradient(p.rstd[row + k], dots[k], p.cols);
@@ -63,7 +67,7 @@ void backward_rows(const RmsNormBwdParams& p, int64_t row, const W* weight, vf o
     } else {
       const T* dh = static_cast<const T*>(p.dh) + (row + k) * p.dh_stride;
       for (; c + 2 * kLanes <= p.cols; c += 2 * kLanes) {
-        const VfPair d = load_pair(dy + c), v = load_pair(x + c), w = load_pair(weight + c), e = load_pair(dh + c);
+        const VfPair d = load_pair(dy + c), v = load_pair(x + c), w = load_pair(weight + c), e = fetch_pair(dh + c);
         put_pair<kStream>(dx + c, gradient(d.first, v.first, w.first + offset, e.first),
                           gradient(d.second, v.second, w.second + offset, e.second));
       }
@@ -92,7 +96,8 @@ void backward(const RmsNormBwdParams& p) {
 
 void rms_norm_fwd(const RmsNormFwdParams& p) {
   with_row_and_weight(p.dtype, p.weight_dtype, [&]<typename T, typename W>() {
-    if (should_stream(static_cast<T*>(p.y), p.cols, p.rows * p.cols * static_cast<int64_t>(sizeof(T))))
+    const int64_t bytes = p.rows * p.cols * static_cast<int64_t>(sizeof(T));
+    if (should_stream(static_cast<T*>(p.y), p.cols, bytes) && should_stream(static_cast<T*>(p.h), p.cols, bytes))
       forward<T, W, true>(p);
     else
       forward<T, W, false>(p);

@@ -51,9 +51,18 @@ void copy(const T* x, T* y, int64_t n) {
 }
 
 // Pairs (i, i + half).
-template <typename T>
+template <bool kStream, typename T>
 void turn_halves(const T* x, T* y, const float* cos, const float* sin, int64_t half) {
-  for_vectors(0, half, [&](int64_t i, auto n) {
+  int64_t first = 0;
+  for (; first + 2 * kLanes <= half; first += 2 * kLanes) {
+    const VfPair a = fetch_pair(x + first), b = fetch_pair(x + half + first);
+    const VfPair c = load_pair(cos + first), s = load_pair(sin + first);
+    put_pair<kStream>(y + first, fnma(b.first, s.first, a.first * c.first),
+                      fnma(b.second, s.second, a.second * c.second));
+    put_pair<kStream>(y + half + first, fma(a.first, s.first, b.first * c.first),
+                      fma(a.second, s.second, b.second * c.second));
+  }
+  for_vectors(first, half, [&](int64_t i, auto n) {
     const vf a = load_n(x + i, n), b = load_n(x + half + i, n);
     const vf c = load_n(cos + i, n), s = load_n(sin + i, n);
     store_n(y + i, fnma(b, s, a * c), n);
@@ -62,15 +71,21 @@ void turn_halves(const T* x, T* y, const float* cos, const float* sin, int64_t h
 }
 
 // Pairs (2i, 2i + 1), with the spread tables.
-template <typename T>
+template <bool kStream, typename T>
 void turn_neighbours(const T* x, T* y, const float* cos, const float* sin, int64_t rotated) {
-  for_vectors(0, rotated, [&](int64_t i, auto n) {
+  int64_t first = 0;
+  for (; first + 2 * kLanes <= rotated; first += 2 * kLanes) {
+    const VfPair v = fetch_pair(x + first), c = load_pair(cos + first), s = load_pair(sin + first);
+    put_pair<kStream>(y + first, fma(swap_pairs(v.first), s.first, v.first * c.first),
+                      fma(swap_pairs(v.second), s.second, v.second * c.second));
+  }
+  for_vectors(first, rotated, [&](int64_t i, auto n) {
     const vf v = load_n(x + i, n);
     store_n(y + i, fma(swap_pairs(v), load_n(sin + i, n), v * load_n(cos + i, n)), n);
   });
 }
 
-template <typename T, bool kInterleaved>
+template <typename T, bool kInterleaved, bool kStream>
 void turn_heads(const RotaryParams& p, const RotaryTensor& t, int64_t b, int64_t token, const float* cos,
                 const float* sin) {
   if (t.x == nullptr) return;
@@ -78,14 +93,14 @@ void turn_heads(const RotaryParams& p, const RotaryTensor& t, int64_t b, int64_t
   T* y = static_cast<T*>(t.y) + b * t.y_batch + token * t.y_token;
   for (int64_t head = 0; head < t.heads; ++head, x += t.x_head, y += t.y_head) {
     if constexpr (kInterleaved)
-      turn_neighbours(x, y, cos, sin, p.rotated);
+      turn_neighbours<kStream>(x, y, cos, sin, p.rotated);
     else
-      turn_halves(x, y, cos, sin, p.rotated / 2);
+      turn_halves<kStream>(x, y, cos, sin, p.rotated / 2);
     if (x != y) copy(x + p.rotated, y + p.rotated, p.dim - p.rotated);
   }
 }
 
-template <typename T, bool kInterleaved>
+template <typename T, bool kInterleaved, bool kStream>
 void turn(const RotaryParams& p, const int64_t* rows) {
   const int64_t half = p.rotated / 2;
   const float sign = p.inverse ? -1.0f : 1.0f;
@@ -108,10 +123,24 @@ void turn(const RotaryParams& p, const int64_t* rows) {
           s[i] = sign * sin[i];
         }
       }
-      turn_heads<T, kInterleaved>(p, p.q, n / p.tokens, n % p.tokens, c, s);
-      turn_heads<T, kInterleaved>(p, p.k, n / p.tokens, n % p.tokens, c, s);
+      turn_heads<T, kInterleaved, kStream>(p, p.q, n / p.tokens, n % p.tokens, c, s);
+      turn_heads<T, kInterleaved, kStream>(p, p.k, n / p.tokens, n % p.tokens, c, s);
     }
+    stream_fence();
   });
+}
+
+// Whether what is written leaves the caches and may be written past them: not in place, where the lines are there
+// already, and where each half of every head begins a cache line.
+template <typename T>
+bool streams(const RotaryParams& p) {
+  const int64_t step = (p.interleaved ? p.rotated : p.rotated / 2) * static_cast<int64_t>(sizeof(T));
+  const auto aligned = [&](const RotaryTensor& t) {
+    return t.x == nullptr || (t.x != t.y && should_stream(static_cast<T*>(t.y), t.y_head, kStreamBytes) &&
+                              (t.y_token | t.y_batch) * static_cast<int64_t>(sizeof(T)) % 64 == 0);
+  };
+  const int64_t bytes = p.batch * p.tokens * (p.q.heads + p.k.heads) * p.dim * static_cast<int64_t>(sizeof(T));
+  return bytes >= kStreamBytes && step % 64 == 0 && aligned(p.q) && aligned(p.k);
 }
 
 }  // namespace
@@ -121,10 +150,11 @@ void rotary(const RotaryParams& p) {
   *p.outside = table_rows(p, rows);
   if (*p.outside >= 0) return;
   GK_SWITCH_DTYPE(p.dtype, T, {
+    const bool stream = streams<T>(p);
     if (p.interleaved)
-      turn<T, true>(p, rows);
+      stream ? turn<T, true, true>(p, rows) : turn<T, true, false>(p, rows);
     else
-      turn<T, false>(p, rows);
+      stream ? turn<T, false, true>(p, rows) : turn<T, false, false>(p, rows);
   });
 }
 

