@@ -12,6 +12,7 @@
 // so neither do the results.
 #include <type_traits>
 
+#include "cpu/flash_attention_few.h"
 #include "cpu/flash_attention_tiles.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/launch.h"
@@ -28,38 +29,49 @@ inline namespace GK_CPU_LEVEL {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
-constexpr int64_t kRows = 192;                     // query rows of a task: k and v are widened once for all of them
+constexpr int64_t kRows = 448;                     // query rows of a task at most; no power of two, see gemm_amx.h
 constexpr int64_t kKeys = 96;                      // keys of a block
 constexpr int64_t kPanel = kTileVectors * kLanes;  // rows whose scores (kKeys, kPanel) stay in the first-level cache
-constexpr int64_t kFewRows = 8;  // up to here scores are dot products: most lanes along the rows would stay empty
-constexpr int64_t kMinChunk = 10 * kKeys;  // keys of a chunk where few rows meet many keys, at least
-constexpr int64_t kChunkPerRow = 16;       // ... and per row: partial results stay below 1/16 of v
-static_assert(kFewRows <= kPanel && 2 * kFewRows >= kLanes);
-static_assert(kRows % kPanel == 0 && kKeys % kTileRows == 0 && kLanes % kTileRows == 0);
+constexpr int64_t kMinChunk = 10 * kKeys;          // keys of a chunk where a tile of rows meets many, at least
+constexpr int64_t kChunkPerRow = 16;               // ... and per row: partial results stay below 1/16 of v
+static_assert(kKeys % kTileRows == 0 && kLanes % kTileRows == 0);
 
-// One unit of work: rows [tile * kRows, ...) of (sequence, kv head) against keys [chunk * chunk_keys, ...).
+// Whether products are made on the matrix unit (below).
+bool on_tiles([[maybe_unused]] const FlashAttentionProblem& p) {
+#if defined(GK_SIMD_AMX)
+  return p.dtype == DType::bfloat16 && p.dim <= kTilesDepth;
+#else
+  return false;
+#endif
+}
+
+// One unit of work: rows [tile * tile_rows, ...) of (sequence, kv head) against keys [chunk * chunk_keys, ...). Where
+// rows are few it takes `heads` kv heads.
 struct Task {
-  int32_t sequence, kv_head, tile, chunk;
+  int32_t sequence, kv_head, heads, tile, chunk;
 };
 
 // How the rows and keys of one sequence are cut; the same for all its kv heads.
 struct Cut {
-  int64_t rows, tiles, chunks, chunk_keys;
+  bool few;
+  int64_t rows, tile_rows, tiles, chunks, chunk_keys;
 
   Cut(const FlashAttentionProblem& p, const Sequence& s) {
     rows = s.queries * (p.heads / p.kv_heads);
-    tiles = (rows + kRows - 1) / kRows;
+    few = rows > 0 && rows <= kFewRows;
+    // k and v are packed once for all rows of a tile: the more the better, but enough for several threads.
+    tile_rows = on_tiles(p) ? (rows < 1024 ? 256 : kRows) : (rows < 1024 ? 4 * kPanel : 8 * kPanel);
+    tiles = (rows + tile_rows - 1) / tile_rows;
     chunk_keys = most(s.keys, 1);
-    if (tiles == 1) chunk_keys = least(chunk_keys, round_up(most(kMinChunk, kChunkPerRow * rows), kKeys));
+    if (few)
+      chunk_keys = least(chunk_keys, round_up(least(most(s.keys / 16, 8 * kFewKeys), 32 * kFewKeys), kFewKeys));
+    else if (tiles == 1)
+      chunk_keys = least(chunk_keys, round_up(most(kMinChunk, kChunkPerRow * rows), kKeys));
     chunks = most((s.keys + chunk_keys - 1) / chunk_keys, 1);
   }
-};
 
-// The running softmax of a task's rows.
-struct State {
-  float* o;    // (kRows, value_stride), not yet divided by sum
-  float* top;  // (kRows) largest score so far
-  float* sum;  // (kRows) of exp(score - top)
+  // Whether tasks leave states that `merge` may have to put together.
+  bool partial() const { return tiles > 0 && (few || chunks > 1); }
 };
 
 // A task's scratch.
@@ -70,7 +82,7 @@ struct Arena {
   State state;
 
   explicit Arena(const FlashAttentionProblem& p) : value_stride(round_up(p.value_dim, kLanes)) {
-    const int64_t sizes[] = {round_up(p.dim, kLanes) * kRows,       // q transposed; where few, as it is
+    const int64_t sizes[] = {round_up(p.dim, kLanes) * kRows,       // q transposed
                              (kKeys + kTileRows) * p.dim + kLanes,  // k
                              kKeys * value_stride,                  // v
                              (kKeys + kTileRows) * kPanel,          // scores, then p, transposed
@@ -126,12 +138,7 @@ template <int64_t kStride, bool kScale>
 }
 
 // scores -> exp(score - top), with top, sum and the factor that o must be multiplied by brought up to date.
-template <int64_t kStride, bool kScale>
-[[gnu::noinline]] void softmax(const Arena& arena, int64_t row, int64_t vectors, int64_t count, float* scores,
-                               float scale) {
-  const auto score = [scale](const float* at) __attribute__((always_inline)) {
-    return kScale ? load(at) * scale : load(at);
-  };
+[[gnu::noinline]] void softmax(const Arena& arena, int64_t row, int64_t vectors, int64_t count, float* scores) {
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
     float* at = scores + v * kLanes;
@@ -139,23 +146,23 @@ template <int64_t kStride, bool kScale>
     vf top = before, other = before;
     int64_t n = 0;
     for (; n + 2 <= count; n += 2) {
-      top = max(score(at + n * kStride), top);
-      other = max(score(at + (n + 1) * kStride), other);
+      top = max(load(at + n * kPanel), top);
+      other = max(load(at + (n + 1) * kPanel), other);
     }
-    if (n < count) top = max(score(at + n * kStride), top);
+    if (n < count) top = max(load(at + n * kPanel), top);
     top = max(other, top);
     const vf reference = select(top == -kInfinity, vf{}, top);  // no key yet: exp(-infinity - 0) = 0, and never NaN
     const vf rescale = exp_nonpositive(before - reference);
     vf sum[2] = {vf{}, vf{}};
     for (n = 0; n + 2 <= count; n += 2)
       for (int u = 0; u < 2; ++u) {
-        const vf e = exp_nonpositive(score(at + (n + u) * kStride) - reference);
-        store(at + (n + u) * kStride, e);
+        const vf e = exp_nonpositive(load(at + (n + u) * kPanel) - reference);
+        store(at + (n + u) * kPanel, e);
         sum[u] = sum[u] + e;
       }
     if (n < count) {
-      const vf e = exp_nonpositive(score(at + n * kStride) - reference);
-      store(at + n * kStride, e);
+      const vf e = exp_nonpositive(load(at + n * kPanel) - reference);
+      store(at + n * kPanel, e);
       sum[0] = sum[0] + e;
     }
     store(arena.state.top + r, top);
@@ -164,59 +171,46 @@ template <int64_t kStride, bool kScale>
   }
 }
 
-// scores (keys, kPanel) of at most kFewRows rows, each a dot product with the lanes along D: k is read where it lies.
-// The lanes of a score vector past the last row are zero.
-template <typename T>
-[[gnu::noinline]] void few_scores(const FoldedRows& k, int64_t key, int64_t keys, int64_t dim, const float* queries,
-                                  int64_t stride, int64_t rows, float scale, float* scores) {
-  for (int64_t n = 0; n < keys; ++n) {
-    const T* x = static_cast<const T*>(k.data) + k.at(key + n);
-    if (n + kRowsAhead < keys) prefetch_row(x + kRowsAhead * k.row_stride, dim);
-    float dots[2 * kFewRows] = {};
-    auto dot = [&]<int kCount>(std::integral_constant<int, kCount>, int64_t r) __attribute__((always_inline)) {
-      vf sum[kCount] = {};
-      for (int64_t c = 0; c < dim; c += kLanes) {
-        const vf y = c + kLanes <= dim ? load(x + c) : load_n(x + c, static_cast<int>(dim - c));
-#pragma GCC unroll 4
-        for (int i = 0; i < kCount; ++i) sum[i] = fma(y, load(queries + (r + i) * stride + c), sum[i]);
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < kCount; ++i) dots[r + i] = reduce_add(sum[i]) * scale;
-    };
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) dot(std::integral_constant<int, 4>(), r);
-    for (; r + 2 <= rows; r += 2) dot(std::integral_constant<int, 2>(), r);
-    if (r < rows) dot(std::integral_constant<int, 1>(), r);
-    for (int64_t v = 0; v < round_up(rows, kLanes); v += kLanes) store(scores + n * kPanel + v, load(dots + v));
-  }
-}
-
 #if defined(GK_SIMD_AMX)
 // bfloat16 on the matrix unit:
 //
 //   scores (keys, rows) = k q^T      o^T (Dv, rows) = o^T rescale + v^T p
 //
-// Lanes run along the rows throughout, so the softmax is the one above, and p, made pair by pair of keys, is a right
-// operand as it is: two of them, p rounded and the rest, so that o is as good as with p in float32.
+// Lanes run along the rows throughout, so the softmax is as above, and p, rounded pair by pair of keys, is a right
+// operand as it is.
 constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;
 static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
 
-bool on_tiles(const FlashAttentionProblem& p) { return p.dtype == DType::bfloat16 && p.dim <= kTilesDepth; }
-
-// p (keys, kTilesPanel) as two panels of b, rounded and what rounding left; zero up to a whole tile.
-void pack_p(const float* p, int64_t keys, int64_t vectors, bfloat16* panel, bfloat16* rest) {
-  for (int64_t n = 0; n < round_up(keys, kTileDepth); n += 2)
-    for (int64_t v = 0; v < vectors; ++v) {
-      const float* at = p + n * kTilesPanel + v * kLanes;
-      const vf even = n < keys ? load(at) : zero(), odd = n + 1 < keys ? load(at + kTilesPanel) : zero();
-      const int64_t place = v * kLanes * detail::kStripStride + n * kTileLines;
-      const vf pairs = detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
-      store(reinterpret_cast<float*>(panel + place), pairs);
-      const vi bits = as_int(pairs);  // of each lane: even below, odd above
-      const vf even_rest = even - as_float(bits << 16), odd_rest = odd - as_float(bits & ~0xffff);
-      store(reinterpret_cast<float*>(rest + place),
-            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd_rest, even_rest))));
+// softmax above, of scores (keys, kTilesPanel) times a scale >= 0, with p as a panel of b: zero up to a whole tile.
+[[gnu::noinline]] void softmax_on_tiles(const Arena& arena, int64_t row, int64_t vectors, int64_t keys,
+                                        const float* scores, float scale, bfloat16* panel) {
+  constexpr float kLog2E = 1.44269504f;
+  const vf factor = set1(scale * kLog2E);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t r = row + v * kLanes;
+    const float* at = scores + v * kLanes;
+    vf top[2] = {set1(-kInfinity), set1(-kInfinity)};
+    for (int64_t n = 0; n < keys; ++n) top[n % 2] = max(load(at + n * kTilesPanel), top[n % 2]);
+    const vf before = load(arena.state.top + r), now = max(max(top[0], top[1]) * scale, before);
+    const vf reference = select(now == -kInfinity, vf{}, now);  // as above
+    const vf shift = reference * -kLog2E;
+    const auto e_at = [&](int64_t n) __attribute__((always_inline)) {
+      return exp2(fma(load(at + n * kTilesPanel), factor, shift));
+    };
+    vf sum[2] = {vf{}, vf{}};
+    bfloat16* to = panel + v * kLanes * detail::kStripStride;
+    for (int64_t n = 0; n < round_up(keys, kTileDepth); n += 2) {
+      const vf even = n < keys ? e_at(n) : zero(), odd = n + 1 < keys ? e_at(n + 1) : zero();
+      sum[0] = sum[0] + even;
+      sum[1] = sum[1] + odd;
+      store(reinterpret_cast<float*>(to + n * kTileLines),
+            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even))));
     }
+    const vf rescale = exp_nonpositive(before - reference);
+    store(arena.state.top + r, now);
+    store(arena.state.sum + r, fma(load(arena.state.sum + r), rescale, sum[0] + sum[1]));
+    store(arena.rescale + r, rescale);
+  }
 }
 
 // The part of `attend` that depends on how products are made.
@@ -227,13 +221,12 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
   const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
   constexpr int64_t kStride = detail::kStripStride;
   float* scores = scratch<float>(5, kTilesKeys * kTilesPanel + kRows * value_stride +
-                                        (kRows + kTilesKeys + 2 * kTilesPanel + value_stride) * kStride / 2);
+                                        (kRows + kTilesKeys + kTilesPanel + value_stride) * kStride / 2);
   float* o = scores + kTilesKeys * kTilesPanel;  // (Dv, kRows)
   bfloat16* queries = reinterpret_cast<bfloat16*>(o + kRows * value_stride);
   bfloat16* keys_panel = queries + kRows * kStride;
   bfloat16* values = keys_panel + kTilesKeys * kStride;
   bfloat16* probabilities = values + value_stride * kStride;
-  bfloat16* rest = probabilities + kTilesPanel * kStride;
   for (int64_t i = p.value_dim * kRows; i < value_stride * kRows; ++i) o[i] = 0.0f;
   bool started[kRows / kTilesPanel] = {};
   for (int64_t r = 0; r < count; r += kTileLines) {  // rows of several heads are no matrix: one row at a time
@@ -251,8 +244,15 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
     const int64_t block_end = least(block + kTilesKeys, range.end);
     const Strided<bfloat16> k_block{static_cast<const bfloat16*>(k.data) + k.at(block), k.row_stride, 1};
     const Strided<bfloat16> v_block{static_cast<const bfloat16*>(v.data) + v.at(block), v.row_stride, 1};
-    pack_a(k_block, block_end - block, p.dim, keys_panel);
-    pack_a(v_block.transposed(), p.value_dim, block_end - block, values);
+    for (int64_t n = 0; n < block_end - block; n += kTileDepth) {  // while the next block comes nearer
+      const int64_t keys = least(block_end - block - n, kTileDepth);
+      for (int64_t i = n; i < n + keys; ++i) {
+        prefetch_row(k_block.data + (kTilesKeys + i) * k.row_stride, p.dim);
+        prefetch_row(v_block.data + (kTilesKeys + i) * v.row_stride, p.value_dim);
+      }
+      pack_a(k_block.from(n, 0), keys, p.dim, keys_panel + n * kStride);
+      pack_a(v_block.transposed().from(0, n), p.value_dim, keys, values + n * kTileLines);
+    }
     for (int64_t row = 0; row < count; row += kTilesPanel) {
       const int64_t rows = least(kTilesPanel, padded - row), vectors = rows / kLanes;
       const int64_t seen = most(block, arena.begin[row]), end = least(block_end, arena.end[row + rows - 1]);
@@ -261,13 +261,9 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
       const bool masked = begin < arena.begin[row + rows - 1] || end > arena.end[row];
       multiply_panels(keys, rows, p.dim, keys_panel + skipped * kStride, queries + row * kStride, scores, kTilesPanel,
                       false);
-      if (masked || !plain) {
-        adjust<kTilesPanel, true>(p, arena, row, vectors, begin, keys, scores, masked);
-        softmax<kTilesPanel, false>(arena, row, vectors, keys, scores, 1.0f);
-      } else {
-        softmax<kTilesPanel, true>(arena, row, vectors, keys, scores, scale);
-      }
-      pack_p(scores, keys, vectors, probabilities, rest);
+      const bool adjusted = masked || !plain || scale < 0.0f;
+      if (adjusted) adjust<kTilesPanel, true>(p, arena, row, vectors, begin, keys, scores, masked);
+      softmax_on_tiles(arena, row, vectors, keys, scores, adjusted ? 1.0f : scale, probabilities);
       bool& begun = started[row / kTilesPanel];
       for (int64_t x = row; begun && x < row + rows; x += kLanes) {
         const vf rescale = load(arena.rescale + x);
@@ -275,7 +271,6 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
         for (int64_t d = 0; d < p.value_dim; ++d) store(o + d * kRows + x, load(o + d * kRows + x) * rescale);
       }
       multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, probabilities, o + row, kRows, begun);
-      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, rest, o + row, kRows, true);
       begun = true;
     }
   }
@@ -312,25 +307,21 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
   }
   const KeyRange seen = s.visible(first_row / group, (first_row + count - 1) / group);
   range = {most(range.begin, seen.begin), least(range.end, seen.end)};
-  const bool few = count <= kFewRows, none = range.begin >= range.end;
+  const bool none = range.begin >= range.end;
 #if defined(GK_SIMD_AMX)
-  if (!few && !none && on_tiles(p)) return attend_on_tiles(p, s, kv_head, first_row, count, range, arena);
+  if (!none && on_tiles(p)) return attend_on_tiles(p, s, kv_head, first_row, count, range, arena);
 #endif
   for (int64_t i = 0; i < padded * arena.value_stride; ++i) arena.state.o[i] = 0.0f;
   if (none) return;
   const float scale = score_scale(p);
   const bool plain = plain_scores(p);
-  const int64_t few_stride = round_up(p.dim, kLanes);
   GK_SWITCH_DTYPE(p.dtype, T, {
-    if (few)
-      load_rows<T>(q, first_row, count, p.dim, arena.queries, few_stride);
-    else
-      load_columns<T>(q, first_row, padded, {first_row, first_row + count}, p.dim, arena.queries, kRows);
+    load_columns<T>(q, first_row, padded, {first_row, first_row + count}, p.dim, arena.queries, kRows);
   });
   for (int64_t block = range.begin; block < range.end; block += kKeys) {
     const int64_t block_end = least(block + kKeys, range.end);
     GK_SWITCH_DTYPE(p.dtype, T, {
-      if (!few) load_rows<T>(k, block, block_end - block, p.dim, arena.keys, p.dim);
+      load_rows<T>(k, block, block_end - block, p.dim, arena.keys, p.dim);
       load_rows<T>(v, block, block_end - block, p.value_dim, arena.values, arena.value_stride);
     });
     for (int64_t row = 0; row < count; row += kPanel) {
@@ -340,15 +331,10 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
       if (begin >= end) continue;
       const bool masked = begin < arena.begin[row + rows - 1] || end > arena.end[row];
       const int64_t keys = end - begin;
-      if (few) {
-        GK_SWITCH_DTYPE(p.dtype, T,
-                        few_scores<T>(k, begin, keys, p.dim, arena.queries, few_stride, count, scale, arena.scores));
-      } else {
-        gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim,
-                                  arena.queries + row, kRows, arena.scores, kPanel, &scale);
-      }
+      gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim, arena.queries + row,
+                                kRows, arena.scores, kPanel, &scale);
       if (masked || !plain) adjust<kPanel, false>(p, arena, row, vectors, begin, keys, arena.scores, masked);
-      softmax<kPanel, false>(arena, row, vectors, keys, arena.scores, 1.0f);
+      softmax(arena, row, vectors, keys, arena.scores);
       gemm<Into::kRescale, true>(least(rows, count - row), arena.value_stride / kLanes, keys, arena.scores, kPanel,
                                  arena.values + (begin - block) * arena.value_stride, arena.value_stride,
                                  arena.state.o + row * arena.value_stride, arena.value_stride, arena.rescale + row);
@@ -413,17 +399,27 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
   auto level_of = [](int64_t keys) { return 63 - __builtin_clzll(static_cast<uint64_t>(most(keys, 1))); };
   auto cost_level = [&](const Sequence& s, const Cut& cut, int64_t tile) {
     const int64_t group = p.heads / p.kv_heads;
-    const KeyRange seen = s.visible(tile * kRows / group, (least((tile + 1) * kRows, cut.rows) - 1) / group);
+    const KeyRange seen =
+        s.visible(tile * cut.tile_rows / group, (least((tile + 1) * cut.tile_rows, cut.rows) - 1) / group);
     return level_of(least(seen.end - seen.begin, cut.chunk_keys));
   };
-  int64_t cost = 0;
+  int64_t cost = 0, few_chunks = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const Sequence s(p, b);
     const Cut cut(p, s);
-    for (int64_t tile = 0; tile < cut.tiles; ++tile) per_level[cost_level(s, cut, tile)] += cut.chunks * p.kv_heads;
-    total += cut.tiles * cut.chunks * p.kv_heads;
-    if (cut.chunks > 1 && cut.tiles > 0) partial_rows += cut.chunks * p.kv_heads * cut.rows;
+    if (cut.few) few_chunks += cut.chunks;
     cost += cut.rows * p.kv_heads * s.keys;
+  }
+  // Kv heads of a task where rows are few: all, or fewer where there would be too few tasks.
+  const int64_t wanted = few_chunks == 0 ? 1 : (4 * num_threads() + few_chunks - 1) / few_chunks;
+  const int64_t few_heads = (p.kv_heads + wanted - 1) / wanted;
+  auto ranges = [&](const Cut& cut) { return cut.few ? (p.kv_heads + few_heads - 1) / few_heads : p.kv_heads; };
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const Sequence s(p, b);
+    const Cut cut(p, s);
+    for (int64_t tile = 0; tile < cut.tiles; ++tile) per_level[cost_level(s, cut, tile)] += cut.chunks * ranges(cut);
+    total += cut.tiles * cut.chunks * ranges(cut);
+    if (cut.partial()) partial_rows += cut.chunks * p.kv_heads * cut.rows;
   }
   if (total == 0) return;
   Task* tasks = scratch<Task>(1, total);
@@ -440,43 +436,50 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
     const Sequence s(p, b);
     const Cut cut(p, s);
     partial_first[b] = partial_rows;
-    if (cut.chunks > 1 && cut.tiles > 0) partial_rows += cut.chunks * p.kv_heads * cut.rows;
-    for (int64_t head = 0; head < p.kv_heads; ++head) {
+    if (cut.partial()) partial_rows += cut.chunks * p.kv_heads * cut.rows;
+    for (int64_t head = 0; head < p.kv_heads; ++head)
       unfinished[b * p.kv_heads + head] = static_cast<int32_t>(cut.chunks);
-      for (int64_t tile = cut.tiles - 1; tile >= 0; --tile)
-        for (int64_t chunk = 0; chunk < cut.chunks; ++chunk)
+    for (int64_t tile = cut.tiles - 1; tile >= 0; --tile)
+      for (int64_t chunk = 0; chunk < cut.chunks; ++chunk)
+        for (int64_t head = 0, step = cut.few ? few_heads : 1; head < p.kv_heads; head += step)
           tasks[next[cost_level(s, cut, tile)]++] = {static_cast<int32_t>(b), static_cast<int32_t>(head),
+                                                     static_cast<int32_t>(least(step, p.kv_heads - head)),
                                                      static_cast<int32_t>(tile), static_cast<int32_t>(chunk)};
-    }
   }
 
   parallel_tasks(total, cost * (p.dim + p.value_dim) / (8 * total) + 1, [&](int64_t index) {
     const Task task = tasks[index];
     const Sequence s(p, task.sequence);
     const Cut cut(p, s);
-    const int64_t first_row = task.tile * kRows, count = least(kRows, cut.rows - first_row);
+    const int64_t first_row = task.tile * cut.tile_rows, count = least(cut.tile_rows, cut.rows - first_row);
     const KeyRange range{task.chunk * cut.chunk_keys, least((task.chunk + 1) * cut.chunk_keys, s.keys)};
-    const Arena arena(p);
-    attend(p, s, task.kv_head, first_row, count, range, task.chunk == 0, arena);
-    if (cut.chunks == 1) {
-      finish(params, s, task.kv_head, first_row, count, arena.state, value_stride);
-      return;
-    }
-    auto partial = [&](int64_t chunk) {
-      const int64_t before = partial_first[task.sequence] + (task.kv_head * cut.chunks + chunk) * cut.rows;
+    auto partial = [&](int64_t head, int64_t chunk) {
+      const int64_t before = partial_first[task.sequence] + (head * cut.chunks + chunk) * cut.rows;
       float* mine = partials + before * (value_stride + 2);
       return State{mine, mine + cut.rows * value_stride, mine + cut.rows * (value_stride + 1)};
     };
-    const State mine = partial(task.chunk);
-    for (int64_t i = 0; i < count * value_stride; ++i) mine.o[i] = arena.state.o[i];
-    for (int64_t r = 0; r < count; ++r) {
-      mine.top[r] = arena.state.top[r];
-      mine.sum[r] = arena.state.sum[r];
+    if (cut.few) {
+      State* states = scratch<State>(6, task.heads);
+      for (int64_t h = 0; h < task.heads; ++h) states[h] = partial(task.kv_head + h, task.chunk);
+      GK_SWITCH_DTYPE(p.dtype, T,
+                      { attend_few<T>(p, s, task.kv_head, task.heads, range, task.chunk == 0, states, value_stride); });
+    } else {
+      const Arena arena(p);
+      attend(p, s, task.kv_head, first_row, count, range, task.chunk == 0, arena);
+      if (!cut.partial()) return finish(params, s, task.kv_head, first_row, count, arena.state, value_stride);
+      const State mine = partial(task.kv_head, task.chunk);
+      for (int64_t i = 0; i < count * value_stride; ++i) mine.o[i] = arena.state.o[i];
+      for (int64_t r = 0; r < count; ++r) {
+        mine.top[r] = arena.state.top[r];
+        mine.sum[r] = arena.state.sum[r];
+      }
     }
-    if (__atomic_sub_fetch(&unfinished[task.sequence * p.kv_heads + task.kv_head], 1, __ATOMIC_ACQ_REL) != 0) return;
-    const State all = partial(0);
-    for (int64_t chunk = 1; chunk < cut.chunks; ++chunk) merge(all, partial(chunk), count, value_stride);
-    finish(params, s, task.kv_head, first_row, count, all, value_stride);
+    for (int64_t head = task.kv_head; head < task.kv_head + task.heads; ++head) {
+      if (__atomic_sub_fetch(&unfinished[task.sequence * p.kv_heads + head], 1, __ATOMIC_ACQ_REL) != 0) continue;
+      const State all = partial(head, 0);
+      for (int64_t chunk = 1; chunk < cut.chunks; ++chunk) merge(all, partial(head, chunk), count, value_stride);
+      finish(params, s, head, first_row, count, all, value_stride);
+    }
   });
 }
 

@@ -89,7 +89,7 @@ void load_rows(const FoldedRows& rows, int64_t first, int64_t count, int64_t col
   for (int64_t r = 0; r < count; ++r) {
     const T* x = static_cast<const T*>(rows.data) + rows.at(first + r);
     float* y = tile + r * stride;
-    if (rows.group == 1 && r + kRowsAhead < count) prefetch_row(x + kRowsAhead * rows.row_stride, cols);
+    if (rows.group == 1) prefetch_row(x + kRowsAhead * rows.row_stride, cols);
     int64_t c = 0;
     for (; c + kLanes <= cols; c += kLanes) store(y + c, load(x + c));
     if (c < cols) store(y + c, load_n(x + c, static_cast<int>(cols - c)));

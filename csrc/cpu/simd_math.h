@@ -95,6 +95,7 @@ GK_ALWAYS_INLINE vf exp2(vf x) {
 #if defined(GK_SIMD_AVX512)  // one instruction for x - round(x), which is 0 for infinities
   const vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const vf n = x - r;
+  const auto inside = _mm512_cmp_ps_mask(x, set1(-151.0f), _CMP_NLT_UQ);  // see exp_bounded
 #else
   x = min(set1(129.0f), max(set1(-151.0f), x));
   const vf n = round(x);
@@ -102,23 +103,10 @@ GK_ALWAYS_INLINE vf exp2(vf x) {
 #endif
   const vf p = detail::polynomial(r, 1.0f, 6.931472e-01f, 2.4022648e-01f, 5.55036e-02f, 9.618506e-03f, 1.3390806e-03f,
                                   1.5326463e-04f);
-  return detail::scale(p, n);
-}
-
-// 2^x for x <= 0 (or NaN) with relative error 2^-18, for attention probabilities: fold log2(e) into the scale of the
-// scores. Exactly 0 at -infinity; results below 2^-126 may be zero. 2^0 = 1 within the same error.
-GK_ALWAYS_INLINE vf exp2_fast(vf x) {
-#if defined(GK_SIMD_AVX512)  // r = x - floor(x) in [0, 1]; scalef takes floor(x) itself
-  const vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-  const vf p = detail::polynomial(r, 1.0000026f, 6.930034e-01f, 2.4144375e-01f, 5.201109e-02f, 1.3533893e-02f);
-  return _mm512_scalef_ps(p, x);
+#if defined(GK_SIMD_AVX512)
+  return _mm512_maskz_scalef_ps(inside, p, n);
 #else
-  // Adding 1.5 * 2^23 + 127 rounds to an integer n and leaves n + 127 in the low bits, ready to become an exponent.
-  const vf magic = set1(0x1.8p23f + 127.0f);
-  const vf shifted = x + magic;
-  const vf r = x - (shifted - magic);
-  const vf p = detail::polynomial(r, 1.0f, 6.931242e-01f, 2.4024092e-01f, 5.5906493e-02f, 9.583136e-03f);
-  return select(x < -126.0f, vf{}, p * as_float(as_int(shifted) << 23));
+  return detail::scale(p, n);
 #endif
 }
 

@@ -1,0 +1,289 @@
+// A few query rows against many keys (decoding): k and v are read once, at the speed of memory, and never copied.
+//
+// A key's rows for all kv heads lie side by side. So a task takes a stretch of keys for many heads at once, block by
+// block, and asks for the next block meanwhile. Lanes run along D in the products and along the keys in the softmax; at
+// level amx several bfloat16 rows go through the matrix unit, as one tile that is mostly empty.
+#pragma once
+
+#include "cpu/flash_attention_tiles.h"
+#include "cpu/loops.h"
+#include "cpu/parallel.h"
+#include "cpu/simd_math.h"
+#if defined(GK_SIMD_AMX)
+#include "cpu/gemm_amx.h"
+#endif
+
+namespace grokkernels::cpu {
+inline namespace GK_CPU_LEVEL {
+
+inline constexpr int64_t kFewRows = 8;   // query rows of a kv head, at most
+inline constexpr int64_t kFewKeys = 64;  // of a block
+
+// The running softmax of a kv head's rows.
+struct State {
+  float* o;    // (rows, value_stride), not yet divided by sum
+  float* top;  // (rows) largest score so far
+  float* sum;  // (rows) of exp(score - top)
+};
+
+namespace few {
+
+// Up to kFewKeys rows of k or v.
+template <typename T>
+struct Block {
+  const T* rows;
+  int64_t stride, keys, dim;
+
+  // Asks for row n; kFewKeys on from one's own are those of the next block.
+  GK_ALWAYS_INLINE void prefetch(int64_t n) const {
+    for (int64_t c = 0; c < dim; c += 64 / static_cast<int64_t>(sizeof(T)))
+      __builtin_prefetch(rows + n * stride + c, 0, 2);
+  }
+};
+
+// scores[r][n] = scale q[r] k[n] for kRows rows and one key.
+template <int kRows, typename T>
+GK_ALWAYS_INLINE void dots(const T* key, int64_t dim, const float* q, int64_t q_stride, float scale, float* scores) {
+  vf sum[kRows] = {};
+  for (int64_t c = 0; c < dim; c += kLanes) {
+    const vf x = c + kLanes <= dim ? load(key + c) : load_n(key + c, static_cast<int>(dim - c));
+    for (int r = 0; r < kRows; ++r) sum[r] = fma(x, load(q + r * q_stride + c), sum[r]);
+  }
+  for (int r = 0; r < kRows; ++r) scores[r * kFewKeys] = reduce_add(sum[r]) * scale;
+}
+
+// scores (rows, kFewKeys) = scale q k^T, while the next block of both comes nearer.
+template <typename T>
+[[gnu::noinline]] void score(const Block<T>& k, const Block<T>& v, const float* q, int64_t q_stride, int64_t rows,
+                             float scale, float* scores) {
+  for (int64_t n = 0; n < k.keys; ++n) {
+    const T* key = k.rows + n * k.stride;
+    k.prefetch(n + kFewKeys);
+    v.prefetch(n + kFewKeys);
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) dots<4>(key, k.dim, q + r * q_stride, q_stride, scale, scores + r * kFewKeys + n);
+    for (; r + 2 <= rows; r += 2) dots<2>(key, k.dim, q + r * q_stride, q_stride, scale, scores + r * kFewKeys + n);
+    if (r < rows) dots<1>(key, k.dim, q + r * q_stride, q_stride, scale, scores + r * kFewKeys + n);
+  }
+}
+
+// o[r] = rescale[r] o[r] + p[r] v for kRows rows and, from c on, kVectors vectors of columns, of which the last may be
+// cut.
+template <int kRows, int kVectors, typename T, typename Count>
+GK_ALWAYS_INLINE void weigh(const Block<T>& v, int64_t c, Count lanes, const float* p, const float* rescale, float* o,
+                            int64_t value_stride) {
+  vf sum[kRows][kVectors] = {};
+  for (int64_t n = 0; n < v.keys; ++n)
+    for (int u = 0; u < kVectors; ++u) {
+      const vf x = load_n(v.rows + n * v.stride + c + u * kLanes, lanes);
+      for (int r = 0; r < kRows; ++r) sum[r][u] = fma(set1(p[r * kFewKeys + n]), x, sum[r][u]);
+    }
+  for (int r = 0; r < kRows; ++r)
+    for (int u = 0; u < kVectors; ++u) {
+      float* at = o + r * value_stride + c + u * kLanes;
+      store(at, fma(load(at), set1(rescale[r]), sum[r][u]));
+    }
+}
+
+// All columns of kRows rows.
+template <int kRows, typename T>
+GK_ALWAYS_INLINE void weigh_rows(const Block<T>& v, const float* p, const float* rescale, float* o,
+                                 int64_t value_stride) {
+  constexpr int kVectors = kRows == 1 ? 8 : 4;  // of 32 registers
+  int64_t c = 0;
+  for (; c + kVectors * kLanes <= v.dim; c += kVectors * kLanes)
+    weigh<kRows, kVectors>(v, c, Full{}, p, rescale, o, value_stride);
+  for_vectors(c, v.dim, [&](int64_t i, auto lanes) { weigh<kRows, 1>(v, i, lanes, p, rescale, o, value_stride); });
+}
+
+// o (rows, value_stride) = rescale o + p v.
+template <typename T>
+[[gnu::noinline]] void add_values(const Block<T>& v, const float* p, const float* rescale, int64_t rows, float* o,
+                                  int64_t value_stride) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) weigh_rows<4>(v, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  for (; r + 2 <= rows; r += 2) weigh_rows<2>(v, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  if (r < rows) weigh_rows<1>(v, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+}
+
+// Scores of one row -> exp(score - top), zero past the last key; gives the factor that o must be multiplied by.
+[[gnu::noinline]] inline float softmax(const FlashAttentionProblem& p, const RowFacts& facts, int64_t key, int64_t keys,
+                                       float* scores, float& top, float& sum) {
+  constexpr float kInfinity = __builtin_inff();
+  const bool plain = plain_scores(p), masked = key < facts.begin || key + keys > facts.end;
+  vf largest = set1(top);
+  for (int64_t n = 0; n < kFewKeys; n += kLanes) {
+    const vi j = lane_index() + static_cast<int32_t>(key + n);
+    vf s = load(scores + n);
+    if (!plain) {
+      if (p.softcap > 0.0f) s = p.softcap * tanh(s);
+      s = fnma(set1(facts.slope), abs(to_float(facts.position - j)), s * facts.temperature);
+    }
+    if (masked) s = select((j >= facts.begin) & (j < facts.end), s, set1(-kInfinity));
+    if (n + kLanes > keys) s = select(j < static_cast<int32_t>(key + keys), s, set1(-kInfinity));
+    store(scores + n, s);
+    largest = max(s, largest);
+  }
+  const float before = top;
+  top = reduce_max(largest);
+  const float reference = top == -kInfinity ? 0.0f : top;  // no key yet: exp(-infinity - 0) = 0, and never NaN
+  vf total = zero();
+  for (int64_t n = 0; n < kFewKeys; n += kLanes) {
+    const vf e = exp_nonpositive(load(scores + n) - reference);
+    store(scores + n, e);
+    total = total + e;
+  }
+  const float rescale = exp_nonpositive(set1(before - reference))[0];
+  sum = sum * rescale + reduce_add(total);
+  return rescale;
+}
+
+#if defined(GK_SIMD_AMX)
+inline constexpr int64_t kQueriesPanel = kTileLines * kTilesDepth;  // elements
+
+inline bool on_tiles(const FlashAttentionProblem& p, int64_t rows) {
+  return p.dtype == DType::bfloat16 && rows > 1 && p.dim % kTileDepth == 0 && p.dim <= kTilesDepth &&
+         p.value_dim % kTileLines == 0;
+}
+
+// The rows of a kv head as right operands, a tile for each kTileDepth of D.
+inline void pack_queries(const FoldedRows& q, int64_t rows, int64_t dim, bfloat16* panel) {
+  alignas(64) bfloat16 dense[kFewRows * kTilesDepth];
+  for (int64_t r = 0; r < rows; ++r)
+    __builtin_memcpy(dense + r * dim, static_cast<const bfloat16*>(q.data) + q.at(r), static_cast<size_t>(dim) * 2);
+  pack_b(Strided<bfloat16>{dense, dim, 1}.transposed(), dim, rows, panel);
+}
+
+// `score` of a whole block: tiles of k are left operands where they lie. They give (keys, rows), which is transposed.
+[[gnu::noinline]] inline void score_on_tiles(const Block<bfloat16>& k, const Block<bfloat16>& v,
+                                             const bfloat16* queries, int64_t rows, float scale, float* scores) {
+  for (int64_t n = 0; n < kFewKeys; n += kTileLines) {
+    tile_zero<0>();
+    for (int64_t c = 0; c < k.dim; c += kTileDepth) {
+      tile_load<4>(k.rows + n * k.stride + c, k.stride * 2);
+      tile_load<6>(queries + c * kTileLines, 64);
+      tile_dot<0, 4, 6>();
+    }
+    for (int64_t i = n; i < n + kTileLines; ++i) {
+      k.prefetch(i + kFewKeys);
+      v.prefetch(i + kFewKeys);
+    }
+    alignas(64) float tile[kTileLines * kLanes];
+    tile_store<0>(tile, 64);
+    vf x[kLanes];
+    for (int i = 0; i < kLanes; ++i) x[i] = load(tile + i * kLanes);
+    transpose(x);
+    for (int64_t r = 0; r < rows; ++r) store(scores + r * kFewKeys + n, x[r] * scale);
+  }
+}
+
+// `add_values` of a whole block, p rounded to bfloat16. v becomes a right operand by pairing its rows.
+[[gnu::noinline]] inline void add_values_on_tiles(const Block<bfloat16>& v, const float* p, const float* rescale,
+                                                  int64_t rows, float* o, int64_t value_stride) {
+  constexpr int kDepths = kFewKeys / kTileDepth;
+  alignas(64) bfloat16 left[kDepths][kTileElements] = {}, right[kTileElements];
+  alignas(64) float tile[kTileLines * kLanes];
+  for (int i = 0; i < kDepths; ++i)
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* at = p + r * kFewKeys + i * kTileDepth;
+      store_pair(left[i] + r * kTileDepth, load(at), load(at + kLanes));
+    }
+  for (int64_t c = 0; c < v.dim; c += kTileLines) {
+    tile_zero<0>();
+    for (int i = 0; i < kDepths; ++i) {
+      pack_b(Strided<bfloat16>{v.rows + i * kTileDepth * v.stride + c, v.stride, 1}, kTileDepth, kTileLines, right);
+      tile_load<4>(left[i], 64);
+      tile_load<6>(right, 64);
+      tile_dot<0, 4, 6>();
+    }
+    tile_store<0>(tile, 64);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* at = o + r * value_stride + c;
+      store(at, fma(load(at), set1(rescale[r]), load(tile + r * kLanes)));
+    }
+  }
+}
+#endif
+
+// Of the states' rows before any key.
+inline void begin(const FlashAttentionProblem& p, int64_t first_head, int64_t rows, bool with_sink, const State& state,
+                  int64_t value_stride) {
+  const int64_t group = p.heads / p.kv_heads;
+  for (int64_t r = 0; r < rows; ++r) {
+    state.top[r] = with_sink && p.sinks != nullptr ? p.sinks[first_head + r % group] : -__builtin_inff();
+    state.sum[r] = state.top[r] == -__builtin_inff() ? 0.0f : 1.0f;
+  }
+  for (int64_t i = 0; i < rows * value_stride; ++i) state.o[i] = 0.0f;
+}
+
+}  // namespace few
+
+// The states, one per head, of the rows of `heads` kv heads from kv_head on, over the keys in `range` that they see.
+template <typename T>
+void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t heads, KeyRange range,
+                bool with_sink, const State* states, int64_t value_stride) {
+  const int64_t group = p.heads / p.kv_heads, rows = s.queries * group, q_stride = round_up(p.dim, kLanes);
+  float* scores = scratch<float>(0, kFewRows * kFewKeys + heads * rows * q_stride);
+  float* queries = scores + kFewRows * kFewKeys;
+  RowFacts* facts = scratch<RowFacts>(5, heads * rows);
+#if defined(GK_SIMD_AMX)
+  const bool tiles = few::on_tiles(p, rows);
+  bfloat16* panels = scratch<bfloat16>(7, tiles ? heads * few::kQueriesPanel : 0);
+  if (tiles) configure_tiles();
+#endif
+  for (int64_t h = 0; h < heads; ++h) {
+    const FoldedRows q = folded(p.q, s, s.first_query, (kv_head + h) * group, group);
+    load_rows<T>(q, 0, rows, p.dim, queries + h * rows * q_stride, q_stride);
+    for (int64_t r = 0; r < rows; ++r) facts[h * rows + r] = row_facts(p, s, kv_head + h, r);
+    few::begin(p, (kv_head + h) * group, rows, with_sink, states[h], value_stride);
+#if defined(GK_SIMD_AMX)
+    if (tiles) few::pack_queries(q, rows, p.dim, panels + h * few::kQueriesPanel);
+#endif
+  }
+  const auto block_of = [&](const AttentionTensor& x, int64_t head, int64_t key, int64_t keys, int64_t dim) {
+    const FoldedRows all = folded(x, s, s.first_key, head, 1);
+    return few::Block<T>{static_cast<const T*>(all.data) + all.at(key), all.row_stride, keys, dim};
+  };
+  const KeyRange seen = s.visible(0, s.queries - 1);
+  range = {most(range.begin, seen.begin), least(range.end, seen.end)};
+  const float scale = score_scale(p);
+  // The first block, which nothing has asked for yet, in the order of memory.
+  for (int64_t n = range.begin; n < least(range.begin + kFewKeys, range.end); ++n)
+    for (int64_t h = 0; h < heads; ++h) {
+      block_of(p.k, kv_head + h, n, 1, p.dim).prefetch(0);
+      block_of(p.v, kv_head + h, n, 1, p.value_dim).prefetch(0);
+    }
+  for (int64_t key = range.begin; key < range.end; key += kFewKeys) {
+    const int64_t keys = least(kFewKeys, range.end - key);
+    for (int64_t h = 0; h < heads; ++h) {
+      const few::Block<T> k = block_of(p.k, kv_head + h, key, keys, p.dim);
+      const few::Block<T> v = block_of(p.v, kv_head + h, key, keys, p.value_dim);
+      const State& state = states[h];
+      float rescale[kFewRows];
+      const auto softmax = [&] {
+        for (int64_t r = 0; r < rows; ++r)
+          rescale[r] =
+              few::softmax(p, facts[h * rows + r], key, keys, scores + r * kFewKeys, state.top[r], state.sum[r]);
+      };
+#if defined(GK_SIMD_AMX)
+      if constexpr (dtype_of<T> == DType::bfloat16) {
+        if (tiles && keys == kFewKeys) {
+          few::score_on_tiles(k, v, panels + h * few::kQueriesPanel, rows, scale, scores);
+          softmax();
+          few::add_values_on_tiles(v, scores, rescale, rows, state.o, value_stride);
+          continue;
+        }
+      }
+#endif
+      few::score(k, v, queries + h * rows * q_stride, q_stride, rows, scale, scores);
+      softmax();
+      few::add_values(v, scores, rescale, rows, state.o, value_stride);
+    }
+  }
+#if defined(GK_SIMD_AMX)
+  if (tiles) release_tiles();
+#endif
+}
+
+}  // namespace GK_CPU_LEVEL
+}  // namespace grokkernels::cpu
