@@ -18,7 +18,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -79,6 +78,11 @@ class Row:
 
     def reason(self, backend: str, device: torch.device, *args: Any, **kwargs: Any) -> str | None:
         """Why `backend` cannot run this call; None when it can."""
+        return self._reason(backend, device, args, kwargs)
+
+    def _reason(
+        self, backend: str, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str | None:
         if backend == "reference":
             return None
         # What the emulated device supports is what the CUDA column does: it runs the same kernels.
@@ -98,27 +102,31 @@ class Row:
         """The backend that runs this call."""
         wanted = requested if requested is not None else _forced
         if wanted is not None:
-            reason = self.reason(_checked(wanted, "backend"), device, *args, **kwargs)
+            reason = self._reason(_checked(wanted, "backend"), device, args, kwargs)
             if reason is not None:
                 raise ValueError(f"{self.name} cannot run on backend '{wanted}': {reason}")
             return wanted
         for backend in self.automatic(device):
-            if self.reason(backend, device, *args, **kwargs) is None:
+            if self._reason(backend, device, args, kwargs) is None:
                 return backend
         return "reference"
+
+
+# Of each native backend: its library in native.py, the reason there why it is missing, the device it runs on.
+_LIBRARIES = {
+    "cpu": ("module", "load_error", "cpu"),
+    "cuda": ("cuda", "cuda_error", "cuda"),
+    "emulated": ("emulated", "emulated_error", "cpu"),
+}
 
 
 def _unusable(backend: str, device: torch.device) -> str | None:
     """Why no kernel of this backend runs on this device here; None when they do."""
     if backend == "triton":
         return triton_column.load_error() or triton_column.device_reason(device.type)
-    library, error, home = {
-        "cpu": (native.module, native.load_error, "cpu"),
-        "cuda": (native.cuda, native.cuda_error, "cuda"),
-        "emulated": (native.emulated, native.emulated_error, "cpu"),
-    }[backend]
-    if library is None:
-        return error
+    library, error, home = _LIBRARIES[backend]
+    if getattr(native, library) is None:
+        return getattr(native, error)
     if device.type != home:
         return f"the tensors are on {device}, not on {'the CPU' if home == 'cpu' else 'a CUDA device'}"
     return None
@@ -148,29 +156,32 @@ class NativeFunction:
     """A function of torch.ops.grokkernels, one overload per kind of kernel."""
 
     name: str
-    overloads: dict[str, torch._ops.OpOverload]
+    calls: dict[str, Callable[..., Any]]
     differentiable: bool
 
     def on(self, backend: str) -> Callable[..., Any]:
-        """The overload that `backend` calls."""
-        overload = self.overloads[backend]
-        return partial(_call, overload) if self.differentiable else overload
+        """What calls the overload of `backend`."""
+        return self.calls[backend]
 
 
-def _call(overload: torch._ops.OpOverload, *args: Any) -> Any:
+def _past_autograd(overload: torch._ops.OpOverload) -> Callable[..., Any]:
     """Calls a function that has a derivative, past PyTorch's machinery for derivatives where none can be asked for.
 
     That machinery is Python here and takes 7 microseconds a call, more than a small kernel.
     """
-    if (
-        torch.compiler.is_compiling()
-        or (torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in args))
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    ):
-        return overload(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return overload(*args)
+
+    def call(*args: Any) -> Any:
+        if (
+            torch.compiler.is_compiling()
+            or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or forward_ad._current_level >= 0
+        ):
+            return overload(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*args)
+
+    return call
 
 
 def define(
@@ -205,7 +216,10 @@ def define(
             for key in ("CPU", "CUDA", "XPU"):
                 _library.impl(f"{name}.{overload}", launch, key)
         overloads[backend] = getattr(getattr(torch.ops.grokkernels, name), overload)
-    FUNCTIONS[name] = NativeFunction(name, overloads, backward is not None)
+    calls: dict[str, Callable[..., Any]] = dict(overloads)
+    if backward is not None:
+        calls = {backend: _past_autograd(overload) for backend, overload in overloads.items()}
+    FUNCTIONS[name] = NativeFunction(name, calls, backward is not None)
     return FUNCTIONS[name]
 
 
