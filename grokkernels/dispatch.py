@@ -80,9 +80,7 @@ class Row:
         """Why `backend` cannot run this call; None when it can."""
         return self._reason(backend, device, args, kwargs)
 
-    def _reason(
-        self, backend: str, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> str | None:
+    def _reason(self, backend: str, device: torch.device, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         if backend == "reference":
             return None
         # What the emulated device supports is what the CUDA column does: it runs the same kernels.
@@ -138,12 +136,13 @@ def native_dtypes(**tensors: torch.Tensor | None) -> str | None:
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        if tensor.dtype not in NATIVE_DTYPES:
-            return f"{name} is {tensor.dtype}; float32, bfloat16 and float16 are supported"
+        dtype = tensor.dtype
+        if dtype not in NATIVE_DTYPES:
+            return f"{name} is {dtype}; float32, bfloat16 and float16 are supported"
         if first is None:
-            first = tensor.dtype
-        elif tensor.dtype != first:
-            return f"{name} is {tensor.dtype} beside {first}; they must agree"
+            first = dtype
+        elif dtype != first:
+            return f"{name} is {dtype} beside {first}; they must agree"
     return None
 
 

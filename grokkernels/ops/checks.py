@@ -28,7 +28,10 @@ def integers(name: str, tensor: Any) -> None:
 def shape(name: str, tensor: torch.Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
     """`tensor` has this shape, where None stands for any size; `meaning` spells it, as in "(N, C)"."""
     sizes = tensor.shape
-    ok = len(sizes) == len(expected) and all(e is None or s == e for s, e in zip(sizes, expected, strict=True))
+    ok = len(sizes) == len(expected)
+    if ok and sizes != expected:
+        for size, wanted in zip(sizes, expected, strict=True):
+            ok = ok and (wanted is None or size == wanted)
     if not ok:
         numbers = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
         raise ValueError(f"{name} must have shape {meaning} = {numbers}, got {tuple(sizes)}")

@@ -79,7 +79,7 @@ def check_targets(targets: torch.Tensor, rows: int, vocabulary: int, ignore_inde
     checks.shape("targets", targets, (rows,), "(N,)")
     if vocabulary < 1:
         raise ValueError("V must be at least 1, got an empty vocabulary")
-    if torch.compiler.is_compiling() or type(targets) is not torch.Tensor or targets.device.type != "cpu" or rows == 0:
+    if torch.compiler.is_compiling() or type(targets) is not torch.Tensor or not targets.is_cpu or rows == 0:
         return
     low, high = torch.aminmax(targets)
     if low.item() >= 0 and high.item() < vocabulary:

@@ -139,12 +139,12 @@ def dual_rms_norm(
     checks.floating("pre_weight", pre_weight)
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, got a scalar")
-    checks.shape("residual", residual, tuple(x.shape), "of x")
+    checks.shape("residual", residual, x.shape, "of x")
     checks.shape("post_weight", post_weight, (x.shape[-1],), "(C,)")
     checks.shape("pre_weight", pre_weight, (x.shape[-1],), "(C,)")
     checks.at_least("eps", eps, 0.0)
     device = checks.same_device(x=x, residual=residual, post_weight=post_weight, pre_weight=pre_weight)
-    chosen = ROW.choose(backend, device, x, residual, post_weight, pre_weight, eps, zero_centered=zero_centered)
+    chosen = ROW.choose(backend, device, x, residual, post_weight, pre_weight)
     if chosen == "reference":
         return reference(x, residual, post_weight, pre_weight, eps, zero_centered=zero_centered)
     y, h, _, _ = _fwd.on(chosen)(x, residual, post_weight, pre_weight, eps, zero_centered)

@@ -108,16 +108,16 @@ def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, outer: str
         raise ValueError(f"q must have shape ({outer}H, D), got {tuple(q.shape)}")
     checks.floating("k", k, dtypes=(q.dtype,))
     checks.floating("v", v, dtypes=(q.dtype,))
-    lead = tuple(q.shape[:-3])
+    *lead, _, heads, dim = q.shape
     key_outer = outer.replace("T", "S").replace("total_q", "total_k")
-    checks.shape("k", k, (*lead, None, None, q.shape[-1]), f"({key_outer}Hkv, D)")
-    checks.shape("v", v, (*lead, k.shape[-3], k.shape[-2], None), f"({key_outer}Hkv, Dv)")
-    heads, kv_heads = q.shape[-2], k.shape[-2]
+    checks.shape("k", k, (*lead, None, None, dim), f"({key_outer}Hkv, D)")
+    keys, kv_heads = k.shape[-3:-1]
+    checks.shape("v", v, (*lead, keys, kv_heads, None), f"({key_outer}Hkv, Dv)")
     if kv_heads == 0 or heads == 0 or heads % kv_heads:
         raise ValueError(f"q must have a multiple of the heads of k, got H = {heads} and Hkv = {kv_heads}")
-    for name, dim in (("q", q.shape[-1]), ("v", v.shape[-1])):
-        if not 1 <= dim <= _MAX_DIM:
-            raise ValueError(f"{name} must have a head dim from 1 to {_MAX_DIM}, got {dim}")
+    for name, size in (("q", dim), ("v", v.shape[-1])):
+        if not 1 <= size <= _MAX_DIM:
+            raise ValueError(f"{name} must have a head dim from 1 to {_MAX_DIM}, got {size}")
 
 
 def _check_options(

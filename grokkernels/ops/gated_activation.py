@@ -83,10 +83,10 @@ def gated_activation(
     checks.floating("up", up, dtypes=(gate.dtype,))
     if gate.dim() == 0:
         raise ValueError("gate must have at least one dimension, got a scalar")
-    checks.shape("up", up, tuple(gate.shape), "of gate")
+    checks.shape("up", up, gate.shape, "of gate")
     checks.choice("kind", kind, KINDS)
     device = checks.same_device(gate=gate, up=up)
-    chosen = ROW.choose(backend, device, gate, up, kind)
+    chosen = ROW.choose(backend, device, gate, up)
     if chosen == "reference":
         return reference(gate, up, kind)
     return _fwd.on(chosen)(gate, up, KINDS.index(kind))

@@ -102,11 +102,12 @@ def merge_attention_states(
     checks.floating("o1", o1)
     checks.shape("o1", o1, (None,) * 4, "(B, T, H, D)")
     checks.floating("o2", o2, dtypes=(o1.dtype,))
-    checks.shape("o2", o2, tuple(o1.shape), "of o1")
+    checks.shape("o2", o2, o1.shape, "of o1")
     statistics = (torch.float32, torch.float64) if o1.dtype == torch.float64 else (torch.float32,)
+    batch, tokens, heads, _ = o1.shape
     for name, lse in (("lse1", lse1), ("lse2", lse2)):
         checks.floating(name, lse, dtypes=statistics)
-        checks.shape(name, lse, (o1.shape[0], o1.shape[2], o1.shape[1]), "(B, H, T)")
+        checks.shape(name, lse, (batch, heads, tokens), "(B, H, T)")
     device = checks.same_device(o1=o1, lse1=lse1, o2=o2, lse2=lse2)
     chosen = ROW.choose(backend, device, o1, lse1, o2, lse2)
     if chosen == "reference":

@@ -151,7 +151,7 @@ def moe_experts(
     checks.floating("routing.weights", weights, dtypes=(torch.float32, torch.float64))
     checks.integers("routing.indices", indices)
     checks.shape("routing.indices", indices, (x.numel() // cols, None), "(N, K)")
-    checks.shape("routing.weights", weights, tuple(indices.shape), "of routing.indices")
+    checks.shape("routing.weights", weights, indices.shape, "of routing.indices")
     checks.choice("activation", activation, ACTIVATIONS)
     capacity = None
     if capacity_factor is not None:

@@ -189,21 +189,22 @@ def moe_gate(
     if seed is not None:
         _integer_in("seed", seed, -(2**63), 2**64 - 1)
     device = checks.same_device(logits=logits, bias=bias)
-    options = {
-        "scoring": scoring,
-        "softcap": softcap,
-        "bias": bias,
-        "num_groups": num_groups,
-        "topk_groups": topk_groups,
-        "renormalize": renormalize,
-        "routed_scale": routed_scale,
-        "order": order,
-        "jitter": jitter,
-        "seed": seed,
-    }
-    chosen = ROW.choose(backend, device, logits, top_k, **options)
+    chosen = ROW.choose(backend, device, logits, top_k)
     if chosen == "reference":
-        return reference(logits, top_k, **options)
+        return reference(
+            logits,
+            top_k,
+            scoring=scoring,
+            softcap=softcap,
+            bias=bias,
+            num_groups=num_groups,
+            topk_groups=topk_groups,
+            renormalize=renormalize,
+            routed_scale=routed_scale,
+            order=order,
+            jitter=jitter,
+            seed=seed,
+        )
     word = 0 if seed is None else seed
     return Routing(
         *_fwd.on(chosen)(

@@ -166,7 +166,7 @@ def moe_unpermute(
     checks.floating("weights", weights, dtypes=(torch.float32, torch.float64))
     checks.floating("slots", slots, dtypes=(torch.int32,))
     checks.shape("slots", slots, (None, None), "(N, K)")
-    checks.shape("weights", weights, tuple(slots.shape), "of slots")
+    checks.shape("weights", weights, slots.shape, "of slots")
     checks.shape("y", y, (slots.numel(), None), "(N*K, C)")
     device = checks.same_device(y=y, weights=weights, slots=slots)
     chosen = UNPERMUTE.choose(backend, device, y, weights, slots)

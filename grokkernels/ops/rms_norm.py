@@ -146,9 +146,9 @@ def rms_norm(
     checks.at_least("eps", eps, 0.0)
     if residual is not None:
         checks.floating("residual", residual, dtypes=(x.dtype,))
-        checks.shape("residual", residual, tuple(x.shape), "of x")
+        checks.shape("residual", residual, x.shape, "of x")
     device = checks.same_device(x=x, weight=weight, residual=residual)
-    chosen = ROW.choose(backend, device, x, weight, eps, residual=residual, zero_centered=zero_centered)
+    chosen = ROW.choose(backend, device, x, weight, residual=residual)
     if chosen == "reference":
         return reference(x, weight, eps, residual=residual, zero_centered=zero_centered)
     if residual is None:

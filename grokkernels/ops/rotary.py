@@ -165,19 +165,22 @@ def _check(
     packed = cu_seqlens is not None
     form = "(total, H, D)" if packed else "(B, T, H, D)"
     checks.shape("q", q, (None,) * (3 if packed else 4), form)
+    *tokens, _, dim = q.shape  # (B, T), or (total,)
     if k is not None:
         checks.floating("k", k, dtypes=(q.dtype,))
-        checks.shape("k", k, (*q.shape[:-2], None, q.shape[-1]), form.replace("H", "Hkv"))
+        checks.shape("k", k, (*tokens, None, dim), form.replace("H", "Hkv"))
     checks.floating("cos", cos)
     checks.floating("sin", sin, dtypes=(cos.dtype,))
     checks.shape("cos", cos, (None, None), "(max_position, R/2)")
-    checks.shape("sin", sin, tuple(cos.shape), "of cos")
-    if 2 * cos.shape[1] > q.shape[-1]:
-        raise ValueError(f"cos must have at most D/2 = {q.shape[-1] / 2:g} columns, got {cos.shape[1]}")
+    checks.shape("sin", sin, cos.shape, "of cos")
+    if 2 * cos.shape[1] > dim:
+        raise ValueError(f"cos must have at most D/2 = {dim / 2:g} columns, got {cos.shape[1]}")
     tensors = {"q": q, "k": k, "cos": cos, "sin": sin, "cu_seqlens": cu_seqlens}
     if inplace:
         for name, tensor in (("q", q), ("k", k)):
-            if tensor is not None and any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+            if tensor is None or 0 not in tensor.stride():
+                continue
+            if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
                 raise ValueError(f"{name} must not be expanded (stride 0) for inplace, got strides {tensor.stride()}")
     if packed:
         checks.integers("cu_seqlens", cu_seqlens)
@@ -187,8 +190,8 @@ def _check(
     if isinstance(positions, torch.Tensor):
         checks.integers("positions", positions)
         tensors["positions"] = positions
-        sequences = cu_seqlens.shape[0] - 1 if packed else q.shape[0]
-        per_token = (q.shape[0],) if packed else tuple(q.shape[:2])
+        sequences = cu_seqlens.shape[0] - 1 if packed else tokens[0]
+        per_token = tuple(tokens)
         if tuple(positions.shape) not in ((sequences,), per_token):
             raise ValueError(
                 f"positions must have shape (B,) = ({sequences},) or one entry per token = {per_token}, "
@@ -197,8 +200,8 @@ def _check(
     elif isinstance(positions, bool) or not (positions is None or isinstance(positions, (int, torch.SymInt))):
         raise TypeError(f"positions must be None, an int or an integer tensor, got {type(positions).__name__}")
     checks.same_device(**tensors)
-    if not torch.compiler.is_compiling() and q.device.type == "cpu" and q.numel():
-        _check_values(q.shape[-3], cos.shape[0], positions, cu_seqlens)
+    if not torch.compiler.is_compiling() and q.is_cpu and q.numel():
+        _check_values(tokens[-1], cos.shape[0], positions, cu_seqlens)
 
 
 def _check_values(
