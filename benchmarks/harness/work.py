@@ -73,10 +73,12 @@ class Row:
 
     @property
     def rate(self) -> str:
-        """What we reach, in the unit of what bounds the work."""
+        """What we reach, in the unit of what bounds the work; empty where nothing was counted."""
         seconds, work = self.median(OURS), self.work
         if work.flops:
             return f"{work.flops / seconds / 1e9:.0f} GFLOP/s"
+        if not work.read + work.written:
+            return ""
         return f"{(work.read + work.written) / seconds / 1e9:.1f} GB/s"
 
     def to_dict(self) -> dict[str, Any]:
