@@ -175,7 +175,6 @@ def _check(
     checks.shape("sin", sin, cos.shape, "of cos")
     if 2 * cos.shape[1] > dim:
         raise ValueError(f"cos must have at most D/2 = {dim / 2:g} columns, got {cos.shape[1]}")
-    tensors = {"q": q, "k": k, "cos": cos, "sin": sin, "cu_seqlens": cu_seqlens}
     if inplace:
         for name, tensor in (("q", q), ("k", k)):
             if tensor is None or 0 not in tensor.stride():
@@ -187,19 +186,19 @@ def _check(
         checks.shape("cu_seqlens", cu_seqlens, (None,), "(B+1,)")
         if cu_seqlens.shape[0] == 0:
             raise ValueError("cu_seqlens must have at least one entry, got none")
-    if isinstance(positions, torch.Tensor):
-        checks.integers("positions", positions)
-        tensors["positions"] = positions
+    given = positions if isinstance(positions, torch.Tensor) else None
+    if given is not None:
+        checks.integers("positions", given)
         sequences = cu_seqlens.shape[0] - 1 if packed else tokens[0]
         per_token = tuple(tokens)
-        if tuple(positions.shape) not in ((sequences,), per_token):
+        if tuple(given.shape) not in ((sequences,), per_token):
             raise ValueError(
                 f"positions must have shape (B,) = ({sequences},) or one entry per token = {per_token}, "
-                f"got {tuple(positions.shape)}"
+                f"got {tuple(given.shape)}"
             )
     elif isinstance(positions, bool) or not (positions is None or isinstance(positions, (int, torch.SymInt))):
         raise TypeError(f"positions must be None, an int or an integer tensor, got {type(positions).__name__}")
-    checks.same_device(**tensors)
+    checks.same_device(q=q, k=k, cos=cos, sin=sin, cu_seqlens=cu_seqlens, positions=given)
     if not torch.compiler.is_compiling() and q.is_cpu and q.numel():
         _check_values(tokens[-1], cos.shape[0], positions, cu_seqlens)
 
