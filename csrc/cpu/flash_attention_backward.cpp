@@ -100,26 +100,26 @@ struct FloatProducts {
   // Scaled q.k in arena.p and dout.v in arena.ds, for keys `first` .. `first` + count of the block.
   void scores(const Panel& panel, int64_t first, int64_t count) const {
     const float scale = score_scale(x.p), one = 1.0f;
-    gemm<Into::kWrite, false>(panel.count, count / kLanes, x.p.dim, arena.queries, arena.stride,
-                              arena.keys_transposed + first, kKeys, arena.p + first, kKeys, &scale);
-    gemm<Into::kWrite, false>(panel.count, count / kLanes, x.p.value_dim, arena.dout, arena.value_stride,
-                              arena.values_transposed + first, kKeys, arena.ds + first, kKeys, &one);
+    gemm<Into::kWrite, false, 2>(panel.count, count / kLanes, x.p.dim, arena.queries, arena.stride,
+                                 arena.keys_transposed + first, kKeys, arena.p + first, kKeys, &scale);
+    gemm<Into::kWrite, false, 2>(panel.count, count / kLanes, x.p.value_dim, arena.dout, arena.value_stride,
+                                 arena.values_transposed + first, kKeys, arena.ds + first, kKeys, &one);
   }
   void add_dk_dv(const Panel& panel, int64_t first, int64_t count) const {
-    gemm<Into::kAdd, true>(count, arena.value_stride / kLanes, panel.count, arena.p + first, kKeys, arena.dout,
-                           arena.value_stride, arena.dv + first * arena.value_stride, arena.value_stride);
-    gemm<Into::kAdd, true>(count, arena.stride / kLanes, panel.count, arena.ds + first, kKeys, arena.queries,
-                           arena.stride, arena.dk + first * arena.stride, arena.stride);
+    gemm<Into::kAdd, true, 2>(count, arena.value_stride / kLanes, panel.count, arena.p + first, kKeys, arena.dout,
+                              arena.value_stride, arena.dv + first * arena.value_stride, arena.value_stride);
+    gemm<Into::kAdd, true, 2>(count, arena.stride / kLanes, panel.count, arena.ds + first, kKeys, arena.queries,
+                              arena.stride, arena.dk + first * arena.stride, arena.stride);
   }
   void add_dq(const Panel& panel, int64_t first, int64_t count, float* sum, bool begin) const {
     const float* keys = arena.keys + first * arena.stride;
     const float one = 1.0f;
     if (begin)
-      gemm<Into::kWrite, false>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
-                                sum, arena.stride, &one);
+      gemm<Into::kWrite, false, 2>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys,
+                                   arena.stride, sum, arena.stride, &one);
     else
-      gemm<Into::kAdd, false>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
-                              sum, arena.stride);
+      gemm<Into::kAdd, false, 2>(panel.count, arena.stride / kLanes, count, arena.ds + first, kKeys, keys, arena.stride,
+                                 sum, arena.stride);
   }
   // delta[r] = dout . o of a panel's rows, added up in the order in which `gemm` adds up dp.
   void dots(const FoldedRows& o, const Panel& panel, float* delta) const {

@@ -331,13 +331,13 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
       if (begin >= end) continue;
       const bool masked = begin < arena.begin[row + rows - 1] || end > arena.end[row];
       const int64_t keys = end - begin;
-      gemm<Into::kWrite, false>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim, arena.queries + row,
-                                kRows, arena.scores, kPanel, &scale);
+      gemm<Into::kWrite, false, 2>(keys, vectors, p.dim, arena.keys + (begin - block) * p.dim, p.dim,
+                                   arena.queries + row, kRows, arena.scores, kPanel, &scale);
       if (masked || !plain) adjust<kPanel, false>(p, arena, row, vectors, begin, keys, arena.scores, masked);
       softmax(arena, row, vectors, keys, arena.scores);
-      gemm<Into::kRescale, true>(least(rows, count - row), arena.value_stride / kLanes, keys, arena.scores, kPanel,
-                                 arena.values + (begin - block) * arena.value_stride, arena.value_stride,
-                                 arena.state.o + row * arena.value_stride, arena.value_stride, arena.rescale + row);
+      gemm<Into::kRescale, true, 1>(least(rows, count - row), arena.value_stride / kLanes, keys, arena.scores, kPanel,
+                                    arena.values + (begin - block) * arena.value_stride, arena.value_stride,
+                                    arena.state.o + row * arena.value_stride, arena.value_stride, arena.rescale + row);
     }
   }
 }
