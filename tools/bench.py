@@ -73,16 +73,16 @@ def main() -> None:
     files = chosen.only or sorted(path.name for path in (ROOT / "benchmarks").glob("bench_*.py"))
     trees = [ROOT, *([checked_out(chosen.compare)] if chosen.compare else [])]
     runs: dict[Path, list[dict[str, Any]]] = {tree: [] for tree in trees}
-    for file in files:
+    from benchmarks.harness import report
+
+    for file in files:  # the report grows file by file: one that is interrupted holds what was measured
         for tree in trees:
             runs[tree] += run(tree, file, chosen.options)
-    from benchmarks.harness import report  # matplotlib is wanted only now
-
-    sides = [joined(found) for found in runs.values() if found]
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "rows.json").write_text(json.dumps(sides[0], indent=1) + "\n", encoding="utf-8")
-    report.write_report(OUT, sides)
-    print(f"the report: {OUT / 'index.html'}")
+        sides = [joined(found) for found in runs.values() if found]
+        OUT.mkdir(parents=True, exist_ok=True)
+        (OUT / "rows.json").write_text(json.dumps(sides[0], indent=1) + "\n", encoding="utf-8")
+        report.write_report(OUT, sides)
+        print(f"the report: {OUT / 'index.html'}", flush=True)
 
 
 if __name__ == "__main__":

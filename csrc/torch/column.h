@@ -34,6 +34,25 @@ namespace grokkernels {
 inline constexpr bool kHostMemory = true;
 #else
 inline constexpr bool kHostMemory = false;
+#endif
+
+// Memory that a kernel of the CUDA column works in. The CPU's have scratch of their own and get none, nor the
+// microsecond that an empty tensor takes.
+class Workspace {
+ public:
+  Workspace(int64_t count, ScalarType dtype, const Tensor& like) {
+    if (!kHostMemory && count > 0) tensor_ = new_tensor({count}, dtype, like);
+  }
+  template <typename T>
+  T* data() const {
+    return tensor_.has_value() ? static_cast<T*>(tensor_->mutable_data_ptr()) : nullptr;
+  }
+
+ private:
+  std::optional<Tensor> tensor_;
+};
+
+#if !defined(GK_COLUMN_CPU)
 
 #if defined(GK_COLUMN_CUDA)
 // Makes the tensor's device the current one, and names its current stream.

@@ -18,10 +18,9 @@ std::tuple<Tensor, Tensor> cross_entropy_fwd(const Tensor& logits, const Tensor&
   Tensor loss = options.reduction == Reduction::none ? new_tensor({x.rows}, ScalarType::Float, logits)
                                                      : new_tensor({}, ScalarType::Float, logits);
   Tensor lse = new_tensor({x.rows}, ScalarType::Double, logits);
-  const Tensor partials =
-      new_tensor({kHostMemory ? 0 : cross_entropy_workspace(x.rows, x.cols)}, ScalarType::Byte, logits);
+  const Workspace partials(cross_entropy_workspace(x.rows, x.cols), ScalarType::Byte, logits);
   const bool per_row = options.reduction == Reduction::none;
-  const Tensor row_losses = per_row ? loss : new_tensor({kHostMemory ? 0 : x.rows}, ScalarType::Float, logits);
+  const Workspace row_losses(per_row ? 0 : x.rows, ScalarType::Float, logits);
   GK_LAUNCH(cross_entropy_fwd, logits)
   ({.dtype = native_dtype(logits, "logits"),
     .rows = x.rows,
@@ -32,8 +31,8 @@ std::tuple<Tensor, Tensor> cross_entropy_fwd(const Tensor& logits, const Tensor&
     .options = options,
     .loss = static_cast<float*>(loss.mutable_data_ptr()),
     .lse = static_cast<double*>(lse.mutable_data_ptr()),
-    .partials = partials.mutable_data_ptr(),
-    .row_losses = static_cast<float*>(row_losses.mutable_data_ptr())});
+    .partials = partials.data<void>(),
+    .row_losses = per_row ? static_cast<float*>(loss.mutable_data_ptr()) : row_losses.data<float>()});
   return {loss, lse};
 }
 
@@ -49,8 +48,8 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const Tensor& logits, const Tensor
   const Tensor statistics = dense(lse);
   check_dtype(statistics, ScalarType::Double, "lse");
   check_shape(statistics, {x.rows}, "lse");
-  Tensor dlogits = torch::stable::new_empty(logits, logits.sizes());
-  const Tensor divisor = new_tensor({kHostMemory ? 0 : 1}, ScalarType::Float, logits);
+  Tensor dlogits = new_like(logits);
+  const Workspace divisor(1, ScalarType::Float, logits);
   GK_LAUNCH(cross_entropy_bwd, logits)
   ({.dtype = native_dtype(logits, "logits"),
     .rows = x.rows,
@@ -63,7 +62,7 @@ Tensor cross_entropy_bwd(const Tensor& dloss, const Tensor& logits, const Tensor
     .dloss_stride = per_row ? dloss.stride(0) : 0,
     .lse = static_cast<const double*>(statistics.const_data_ptr()),
     .dlogits = dlogits.mutable_data_ptr(),
-    .divisor = static_cast<float*>(divisor.mutable_data_ptr())});
+    .divisor = divisor.data<float>()});
   return dlogits;
 }
 

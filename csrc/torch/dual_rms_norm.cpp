@@ -27,11 +27,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_fwd(const Tensor& x, co
                                                              double eps, bool zero_centered) {
   const Rows xr = rows_of(x), rr = rows_like(residual, x, "residual");
   const Tensor post = dense(post_weight), pre = dense(pre_weight);
-  Tensor y = torch::stable::new_empty(x, x.sizes());
-  Tensor h = torch::stable::new_empty(x, x.sizes());
+  Tensor y = new_like(x);
+  Tensor h = new_like(x);
   Tensor post_rstd = new_tensor({xr.rows}, ScalarType::Float, x);
   Tensor pre_rstd = new_tensor({xr.rows}, ScalarType::Float, x);
-  Tensor sums = norm_sums(norm_plan(xr.rows, xr.cols), xr);
+  const Workspace sums = norm_sums(norm_plan(xr.rows, xr.cols), xr);
   GK_LAUNCH(dual_rms_norm_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = weight_dtype(post, pre, x, xr.cols),
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_fwd(const Tensor& x, co
     .residual_stride = rr.stride,
     .eps = static_cast<float>(eps),
     .zero_centered = zero_centered,
-    .sums = static_cast<float*>(sums.mutable_data_ptr())});
+    .sums = sums.data<float>()});
   return {y, h, post_rstd, pre_rstd};
 }
 
@@ -67,12 +67,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_bwd(const Tensor& dy, c
   check_dtype(pre_r, ScalarType::Float, "pre_rstd");
   check_shape(post_r, {xr.rows}, "post_rstd");
   check_shape(pre_r, {xr.rows}, "pre_rstd");
-  Tensor dx = torch::stable::new_empty(x, x.sizes());
-  Tensor dresidual = torch::stable::new_empty(x, x.sizes());
-  Tensor dpost = torch::stable::new_empty(post, post.sizes());
-  Tensor dpre = torch::stable::new_empty(pre, pre.sizes());
+  Tensor dx = new_like(x);
+  Tensor dresidual = new_like(x);
+  Tensor dpost = new_like(post);
+  Tensor dpre = new_like(pre);
   const NormPlan plan = norm_plan(xr.rows, xr.cols);
-  Tensor sums = norm_sums(plan, xr), partial = norm_floats(2 * plan.chunks * xr.cols, x);
+  const Workspace sums = norm_sums(plan, xr), partial = norm_floats(2 * plan.chunks * xr.cols, x);
   GK_LAUNCH(dual_rms_norm_bwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = weight_dtype(post, pre, x, xr.cols),
@@ -95,8 +95,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dual_rms_norm_bwd(const Tensor& dy, c
     .x_stride = xr.stride,
     .h_stride = hr.stride,
     .zero_centered = zero_centered,
-    .sums = static_cast<float*>(sums.mutable_data_ptr()),
-    .partial = static_cast<float*>(partial.mutable_data_ptr())});
+    .sums = sums.data<float>(),
+    .partial = partial.data<float>()});
   return {dx, dresidual, dpost, dpre};
 }
 

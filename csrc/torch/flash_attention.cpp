@@ -197,9 +197,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> flash_attention_bwd(
     check_dtype(*dl, ScalarType::Float, "dlse");
     check(dl->numel() == delta.numel(), "dlse must have the shape of top");
   }
-  Tensor dq = torch::stable::new_empty(q, q.sizes());
-  Tensor dk = torch::stable::new_empty(k, k.sizes());
-  Tensor dv = torch::stable::new_empty(v, v.sizes());
+  Tensor dq = new_like(q);
+  Tensor dk = new_like(k);
+  Tensor dv = new_like(v);
   Tensor dsinks = new_tensor({in.sinks.has_value() ? p.heads : 0}, ScalarType::Float, q);
   Tensor workspace = new_tensor(
       {kHostMemory ? flash_attention_bwd_workspace(p) : flash_attention_bwd_workspace_cuda(p)}, ScalarType::Float, q);

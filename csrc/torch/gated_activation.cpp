@@ -20,7 +20,7 @@ Rows rows_like(const Tensor& t, const Tensor& gate, const char* name) {
 
 Tensor gated_activation_fwd(const Tensor& gate, const Tensor& up, int64_t kind) {
   const Rows g = rows_of(gate), u = rows_like(up, gate, "up");
-  Tensor y = torch::stable::new_empty(gate, gate.sizes());
+  Tensor y = new_like(gate);
   GK_LAUNCH(gated_activation_fwd, gate)
   ({.dtype = native_dtype(gate, "gate"),
     .kind = activation(kind),
@@ -36,8 +36,8 @@ Tensor gated_activation_fwd(const Tensor& gate, const Tensor& up, int64_t kind) 
 
 std::tuple<Tensor, Tensor> gated_activation_bwd(const Tensor& dy, const Tensor& gate, const Tensor& up, int64_t kind) {
   const Rows g = rows_of(gate), u = rows_like(up, gate, "up"), d = rows_like(dy, gate, "dy");
-  Tensor dgate = torch::stable::new_empty(gate, gate.sizes());
-  Tensor dup = torch::stable::new_empty(gate, gate.sizes());
+  Tensor dgate = new_like(gate);
+  Tensor dup = new_like(gate);
   GK_LAUNCH(gated_activation_bwd, gate)
   ({.dtype = native_dtype(gate, "gate"),
     .kind = activation(kind),

@@ -26,11 +26,10 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_fwd(const Tensor& x, const Tenso
   Tensor loss = options.reduction == Reduction::none ? new_tensor({xr.rows}, ScalarType::Float, x)
                                                      : new_tensor({}, ScalarType::Float, x);
   Tensor lse = new_tensor({xr.rows}, ScalarType::Double, x);
-  // Work space of a device; the CPU has its own.
-  const int64_t rows = kHostMemory ? 0 : xr.rows;
-  const Tensor row_losses = options.reduction == Reduction::none ? loss : new_tensor({rows}, ScalarType::Float, x);
-  const Tensor index = new_tensor({rows + 1}, ScalarType::Int, x), target_z = new_tensor({rows}, ScalarType::Float, x);
-  const Tensor partials = new_tensor({linear_cross_entropy_workspace(rows, weight.size(0))}, ScalarType::Byte, x);
+  const bool per_row = options.reduction == Reduction::none;
+  const Workspace row_losses(per_row ? 0 : xr.rows, ScalarType::Float, x), list(xr.rows + 1, ScalarType::Int, x);
+  const Workspace target_z(xr.rows, ScalarType::Float, x);
+  const Workspace partials(linear_cross_entropy_workspace(xr.rows, weight.size(0)), ScalarType::Byte, x);
   GK_LAUNCH(linear_cross_entropy_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .rows = xr.rows,
@@ -44,10 +43,10 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_fwd(const Tensor& x, const Tenso
     .options = options,
     .loss = static_cast<float*>(loss.mutable_data_ptr()),
     .lse = static_cast<double*>(lse.mutable_data_ptr()),
-    .row_losses = static_cast<float*>(row_losses.mutable_data_ptr()),
-    .index = static_cast<int32_t*>(index.mutable_data_ptr()),
-    .target_z = static_cast<float*>(target_z.mutable_data_ptr()),
-    .partials = partials.mutable_data_ptr()});
+    .row_losses = per_row ? static_cast<float*>(loss.mutable_data_ptr()) : row_losses.data<float>(),
+    .index = list.data<int32_t>(),
+    .target_z = target_z.data<float>(),
+    .partials = partials.data<void>()});
   return {loss, lse};
 }
 
@@ -66,14 +65,13 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_bwd(const Tensor& dloss, const T
   check_dtype(statistics, ScalarType::Double, "lse");
   check_shape(statistics, {xr.rows}, "lse");
   auto output = [](bool needed, const Tensor& like) {
-    return needed ? torch::stable::new_empty(like, like.sizes()) : new_tensor({0}, like.scalar_type(), like);
+    return needed ? new_like(like) : new_tensor({0}, like.scalar_type(), like);
   };
   Tensor dx = output(need_dx, x), dweight = output(need_dweight, weight);
   const int64_t held = linear_cross_entropy_columns(xr.rows, vocabulary);
   Tensor dlogits = kHostMemory ? new_tensor({xr.rows * held}, ScalarType::Float, x)
                                : new_tensor({xr.rows * linear_cross_entropy_stride(held)}, x.scalar_type(), x);
-  Tensor index = new_tensor({kHostMemory ? 0 : xr.rows + 1}, ScalarType::Int, x);
-  Tensor scales = new_tensor({kHostMemory ? 0 : 3}, ScalarType::Float, x);
+  const Workspace list(xr.rows + 1, ScalarType::Int, x), scales(3, ScalarType::Float, x);
   Tensor dx_sum = new_tensor({need_dx ? xr.rows * xr.cols : 0}, ScalarType::Float, x);
   GK_LAUNCH(linear_cross_entropy_bwd, x)
   ({.dtype = native_dtype(x, "x"),
@@ -93,8 +91,8 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_bwd(const Tensor& dloss, const T
     .dweight = need_dweight ? dweight.mutable_data_ptr() : nullptr,
     .dlogits = dlogits.mutable_data_ptr(),
     .dx_sum = static_cast<float*>(dx_sum.mutable_data_ptr()),
-    .index = static_cast<int32_t*>(index.mutable_data_ptr()),
-    .scales = static_cast<float*>(scales.mutable_data_ptr())});
+    .index = list.data<int32_t>(),
+    .scales = scales.data<float>()});
   return {dx, dweight};
 }
 

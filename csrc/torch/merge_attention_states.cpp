@@ -26,8 +26,8 @@ std::tuple<Tensor, Tensor> merge_attention_states_fwd(const Tensor& o1, const Te
                                                       const Tensor& lse2) {
   check(o1.dim() == 4, "o1 must have shape (B, T, H, D), got ", shape_text(o1));
   const Tensor r1 = rows(o1, o1, "o1"), r2 = rows(o2, o1, "o2");
-  Tensor o = torch::stable::new_empty(o1, o1.sizes());
-  Tensor lse = torch::stable::new_empty(lse1, lse1.sizes());
+  Tensor o = new_like(o1);
+  Tensor lse = new_like(lse1);
   GK_LAUNCH(merge_attention_states_fwd, o1)
   ({.dtype = native_dtype(o1, "o1"),
     .batch = o1.size(0),
@@ -53,10 +53,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> merge_attention_states_bwd(const Tens
                                                                       const Tensor& o2, const Tensor& lse2) {
   check(o1.dim() == 4, "o1 must have shape (B, T, H, D), got ", shape_text(o1));
   const Tensor r1 = rows(o1, o1, "o1"), r2 = rows(o2, o1, "o2"), r = rows(dout, o1, "dout");
-  Tensor do1 = torch::stable::new_empty(o1, o1.sizes());
-  Tensor do2 = torch::stable::new_empty(o1, o1.sizes());
-  Tensor dlse1 = torch::stable::new_empty(lse1, lse1.sizes());
-  Tensor dlse2 = torch::stable::new_empty(lse2, lse2.sizes());
+  Tensor do1 = new_like(o1);
+  Tensor do2 = new_like(o1);
+  Tensor dlse1 = new_like(lse1);
+  Tensor dlse2 = new_like(lse2);
   GK_LAUNCH(merge_attention_states_bwd, o1)
   ({.dtype = native_dtype(o1, "o1"),
     .batch = o1.size(0),

@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
   Tensor token_of = new_tensor({s.rows()}, ScalarType::Int, x);
   Tensor hidden = new_tensor({s.rows(), s.hidden_cols}, dtype, x);
   Tensor down = new_tensor({s.rows(), s.cols}, ScalarType::Float, x);
-  Tensor counts = new_tensor({kHostMemory ? 0 : expert_order_counts(s.rows(), s.experts)}, ScalarType::Int, x);
+  const Workspace counts(expert_order_counts(s.rows(), s.experts), ScalarType::Int, x);
   GK_LAUNCH(moe_experts_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .activation = activation_of(activation),
@@ -97,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, cons
     .token_of = data<int32_t>(token_of),
     .hidden = data(hidden),
     .down = data<float>(down),
-    .counts = data<int32_t>(counts),
+    .counts = counts.data<int32_t>(),
     .x_stride = xr.stride});
   return {y, gate, up, slots, offsets};
 }

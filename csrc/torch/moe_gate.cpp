@@ -58,10 +58,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> moe_gate_fwd(const Tensor& lo
   Tensor load_balance_loss = new_tensor({}, ScalarType::Float, logits);
   Tensor z_loss = new_tensor({}, ScalarType::Float, logits);
   const int64_t blocks = kHostMemory ? 0 : moe_gate_blocks(gate.tokens, gate.experts);
-  Tensor block_shares = new_tensor({blocks, gate.experts}, ScalarType::Float, logits);
-  Tensor block_counts = new_tensor({blocks, gate.experts}, ScalarType::Int, logits);
-  Tensor block_sums = new_tensor({kHostMemory ? 0 : 2 * blocks + gate.experts}, ScalarType::Double, logits);
-  Tensor ticket = new_tensor({kHostMemory ? 0 : 1}, ScalarType::Int, logits);
+  const Workspace shares(blocks * gate.experts, ScalarType::Float, logits);
+  const Workspace block_counts(blocks * gate.experts, ScalarType::Int, logits);
+  const Workspace sums(2 * blocks + gate.experts, ScalarType::Double, logits), ticket(1, ScalarType::Int, logits);
   GK_LAUNCH(moe_gate_fwd, logits)
   ({.gate = gate,
     .bias = data_or_null<float>(b),
@@ -72,10 +71,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> moe_gate_fwd(const Tensor& lo
     .counts = static_cast<int32_t*>(counts.mutable_data_ptr()),
     .load_balance_loss = static_cast<float*>(load_balance_loss.mutable_data_ptr()),
     .z_loss = static_cast<float*>(z_loss.mutable_data_ptr()),
-    .work = {.shares = static_cast<float*>(block_shares.mutable_data_ptr()),
-             .counts = static_cast<int32_t*>(block_counts.mutable_data_ptr()),
-             .sums = static_cast<double*>(block_sums.mutable_data_ptr()),
-             .ticket = static_cast<int32_t*>(ticket.mutable_data_ptr())}});
+    .work = {.shares = shares.data<float>(),
+             .counts = block_counts.data<int32_t>(),
+             .sums = sums.data<double>(),
+             .ticket = ticket.data<int32_t>()}});
   return {weights, indices, counts, load_balance_loss, z_loss};
 }
 
@@ -104,7 +103,7 @@ Tensor moe_gate_bwd(const std::optional<Tensor>& dweights, const std::optional<T
     check_dtype(*dz_loss, ScalarType::Float, "dz_loss");
     check_shape(*dz_loss, {}, "dz_loss");
   }
-  Tensor dlogits = torch::stable::new_empty(logits, logits.sizes());
+  Tensor dlogits = new_like(logits);
   GK_LAUNCH(moe_gate_bwd, logits)
   ({.gate = gate,
     .dweights = data_or_null<float>(dw),

@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> permute_fwd(const Tensor& x, const Tensor& in
   Tensor rows = new_tensor({pairs, xr.cols}, x.scalar_type(), x);
   Tensor slots = new_tensor({in.tokens, in.top_k}, ScalarType::Int, x);
   Tensor offsets = new_tensor({num_experts}, ScalarType::Int, x);
-  Tensor counts = new_tensor({kHostMemory ? 0 : expert_order_counts(pairs, num_experts)}, ScalarType::Int, x);
+  const Workspace counts(expert_order_counts(pairs, num_experts), ScalarType::Int, x);
   GK_LAUNCH(moe_permute_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .tokens = in.tokens,
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> permute_fwd(const Tensor& x, const Tensor& in
     .rows = rows.mutable_data_ptr(),
     .slots = static_cast<int32_t*>(slots.mutable_data_ptr()),
     .offsets = static_cast<int32_t*>(offsets.mutable_data_ptr()),
-    .counts = static_cast<int32_t*>(counts.mutable_data_ptr()),
+    .counts = counts.data<int32_t>(),
     .x_stride = xr.stride});
   return {rows, slots, offsets};
 }
@@ -104,7 +104,7 @@ std::tuple<Tensor, Tensor> unpermute_bwd(const Tensor& dout, const Tensor& y, co
   const Tensor w = weights_of(weights, in);
   Tensor dy = new_tensor({yr.rows, yr.cols}, y.scalar_type(), y);
   Tensor dweights = new_tensor({in.tokens, in.top_k}, ScalarType::Float, y);
-  Tensor named = new_tensor({kHostMemory ? 0 : in.tokens * in.top_k}, ScalarType::Byte, y);
+  const Workspace named(in.tokens * in.top_k, ScalarType::Byte, y);
   GK_LAUNCH(moe_unpermute_bwd, y)
   ({.dtype = native_dtype(y, "y"),
     .tokens = in.tokens,
@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor> unpermute_bwd(const Tensor& dout, const Tensor& y, co
     .slots = in.data(),
     .dy = dy.mutable_data_ptr(),
     .dweights = static_cast<float*>(dweights.mutable_data_ptr()),
-    .named = static_cast<uint8_t*>(named.mutable_data_ptr()),
+    .named = named.data<uint8_t>(),
     .dout_stride = dr.stride,
     .y_stride = yr.stride});
   return {dy, dweights};

@@ -6,12 +6,10 @@
 
 namespace grokkernels {
 
-inline Tensor norm_floats(int64_t count, const Tensor& like) {
-  return new_tensor({kHostMemory ? 0 : count}, ScalarType::Float, like);
-}
+inline Workspace norm_floats(int64_t count, const Tensor& like) { return {count, ScalarType::Float, like}; }
 
 // For the sums of rows that are cut into pieces.
-inline Tensor norm_sums(const NormPlan& plan, const Rows& x) {
+inline Workspace norm_sums(const NormPlan& plan, const Rows& x) {
   return norm_floats(plan.pieces > 1 ? x.rows * plan.pieces : 0, x.tensor);
 }
 

@@ -13,13 +13,14 @@ DType weight_dtype(const Tensor& weight, const Tensor& x, int64_t cols) {
   return native_dtype(weight, "weight");
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& residual, const Tensor& weight,
-                                           double eps, bool zero_centered) {
+std::tuple<Tensor, std::optional<Tensor>, Tensor> forward(const Tensor& x, const std::optional<Tensor>& residual,
+                                                          const Tensor& weight, double eps, bool zero_centered) {
   const Rows xr = rows_of(x);
   const Tensor w = dense(weight);
   const DType wdtype = weight_dtype(w, x, xr.cols);
-  Tensor y = torch::stable::new_empty(x, x.sizes());
-  Tensor h = residual.has_value() ? torch::stable::new_empty(x, x.sizes()) : new_tensor({0}, x.scalar_type(), x);
+  Tensor y = new_like(x);
+  std::optional<Tensor> h;
+  if (residual.has_value()) h = new_like(x);
   Tensor rstd = new_tensor({xr.rows}, ScalarType::Float, x);
   std::optional<Rows> rr;
   if (residual.has_value()) {
@@ -28,7 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<
           "residual must have the shape and dtype of x");
     rr = rows_of(*residual);
   }
-  Tensor sums = norm_sums(norm_plan(xr.rows, xr.cols), xr);
+  const Workspace sums = norm_sums(norm_plan(xr.rows, xr.cols), xr);
   GK_LAUNCH(rms_norm_fwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = wdtype,
@@ -38,13 +39,13 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const std::optional<
     .residual = rr ? rr->data : nullptr,
     .weight = w.const_data_ptr(),
     .y = y.mutable_data_ptr(),
-    .h = rr ? h.mutable_data_ptr() : nullptr,
+    .h = h.has_value() ? h->mutable_data_ptr() : nullptr,
     .rstd = static_cast<float*>(rstd.mutable_data_ptr()),
     .x_stride = xr.stride,
     .residual_stride = rr ? rr->stride : 0,
     .eps = static_cast<float>(eps),
     .zero_centered = zero_centered,
-    .sums = static_cast<float*>(sums.mutable_data_ptr())});
+    .sums = sums.data<float>()});
   return {y, h, rstd};
 }
 
@@ -55,7 +56,8 @@ std::tuple<Tensor, Tensor> rms_norm_fwd(const Tensor& x, const Tensor& weight, d
 
 std::tuple<Tensor, Tensor, Tensor> add_rms_norm_fwd(const Tensor& x, const Tensor& residual, const Tensor& weight,
                                                     double eps, bool zero_centered) {
-  return forward(x, residual, weight, eps, zero_centered);
+  auto [y, h, rstd] = forward(x, residual, weight, eps, zero_centered);
+  return {y, *h, rstd};
 }
 
 std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Tensor>& dh, const Tensor& x,
@@ -73,10 +75,10 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Te
     check(dhr->rows == xr.rows && dhr->cols == xr.cols && dh->scalar_type() == x.scalar_type(),
           "dh must have the shape and dtype of x");
   }
-  Tensor dx = torch::stable::new_empty(x, x.sizes());
-  Tensor dweight = torch::stable::new_empty(w, w.sizes());
+  Tensor dx = new_like(x);
+  Tensor dweight = new_like(w);
   const NormPlan plan = norm_plan(xr.rows, xr.cols);
-  Tensor sums = norm_sums(plan, xr), partial = norm_floats(plan.chunks * xr.cols, x);
+  const Workspace sums = norm_sums(plan, xr), partial = norm_floats(plan.chunks * xr.cols, x);
   GK_LAUNCH(rms_norm_bwd, x)
   ({.dtype = native_dtype(x, "x"),
     .weight_dtype = wdtype,
@@ -93,8 +95,8 @@ std::tuple<Tensor, Tensor> rms_norm_bwd(const Tensor& dy, const std::optional<Te
     .dh_stride = dhr ? dhr->stride : 0,
     .x_stride = xr.stride,
     .zero_centered = zero_centered,
-    .sums = static_cast<float*>(sums.mutable_data_ptr()),
-    .partial = static_cast<float*>(partial.mutable_data_ptr())});
+    .sums = sums.data<float>(),
+    .partial = partial.data<float>()});
   return {dx, dweight};
 }
 

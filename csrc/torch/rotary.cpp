@@ -100,8 +100,8 @@ std::tuple<Tensor, Tensor> rotary_fwd(const Tensor& q, const std::optional<Tenso
                                       const Tensor& sin, const std::optional<Tensor>& positions, int64_t offset,
                                       const std::optional<Tensor>& cu_seqlens, bool interleaved, bool inverse) {
   check(q.dim() >= 3 && (!k.has_value() || k->dim() >= 3), "q and k need at least three dimensions");
-  Tensor qy = torch::stable::new_empty(q, q.sizes());
-  Tensor ky = k.has_value() ? torch::stable::new_empty(*k, k->sizes()) : new_tensor({0}, q.scalar_type(), q);
+  Tensor qy = new_like(q);
+  Tensor ky = k.has_value() ? new_like(*k) : new_tensor({0}, q.scalar_type(), q);
   const std::optional<Tensor> kx = k.has_value() ? std::optional<Tensor>(dense_last_dim(*k)) : std::nullopt;
   turn(dense_last_dim(q), qy, kx, &ky, {cos, sin, positions, offset, cu_seqlens, interleaved, inverse});
   return {qy, ky};

@@ -68,10 +68,20 @@ inline void check_shape(const Tensor& t, std::initializer_list<int64_t> shape, c
   check(same, name, " must have shape ", wanted, "), got ", shape_text(t));
 }
 
-inline Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like) {
-  const std::vector<int64_t> sizes(shape);
-  return torch::stable::new_empty(like, sizes, dtype);
+// Without content, on the device of `like`. The shim itself: torch::stable::new_empty of 2.10 packs its arguments into
+// lists for the dispatcher, which takes two microseconds, as long as a small kernel.
+inline Tensor new_tensor(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype, const Tensor& like) {
+  int32_t as_number = static_cast<int32_t>(dtype);
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), sizes.data(), static_cast<int64_t>(sizes.size()),
+                                                          &as_number, nullptr, nullptr, 0, nullptr, &made));
+  return Tensor(made);
 }
+inline Tensor new_tensor(std::initializer_list<int64_t> shape, ScalarType dtype, const Tensor& like) {
+  return new_tensor(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype, like);
+}
+// As x, dense.
+inline Tensor new_like(const Tensor& x) { return new_tensor(x.sizes(), x.scalar_type(), x); }
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
