@@ -50,18 +50,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row]:
-    """compare(work, contenders, right=...): times all contenders in turn and notes the row.
+    """compare(work, contenders, right): times all contenders in turn and notes the row.
 
     `contenders` maps names to calls without arguments, or to `Absent`; "grokkernels" is among them. `right()` is called
     first and raises where ours is wrong: then there is no time to print. Each contender's result is held against ours,
-    loosely: it must be the same piece of work.
+    loosely: it must be the same piece of work. `peaks`, where given, is bytes of memory by contender, for the report.
     """
     quick = request.config.getoption("--quick")
     budget = 0.05 if quick else request.config.getoption("--seconds")
 
-    def run(work: Work, contenders: dict[str, timing.Call | Absent], right: Callable[[], None]) -> Row:
+    def run(
+        work: Work,
+        contenders: dict[str, timing.Call | Absent],
+        right: Callable[[], None],
+        peaks: dict[str, int] | None = None,
+    ) -> Row:
         right()
-        row = Row(work, machine.limits().seconds(work))
+        row = Row(work, machine.limits().seconds(work), peaks=peaks or {})
         timing.use_memory(fresh=work.fresh_memory)
         calls: dict[str, timing.Call] = {}
         for name, call in contenders.items():

@@ -145,8 +145,9 @@ def table(rows: list[Row], before: dict[tuple, Row]) -> str:
     heads += ["before", "before / now"] if before else []
     lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
     for row in rows:
+        peaks = "; ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in row.peaks.items())
         cells = [
-            html.escape(row.work.name),
+            html.escape(row.work.name) + (f"<br><span class=absent>peak memory: {peaks}</span>" if peaks else ""),
             duration(row.median(OURS)),
             f"{row.spread(OURS):.0%}",
             row.rate,

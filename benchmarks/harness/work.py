@@ -42,6 +42,7 @@ class Row:
     limit: float  # seconds that the machine's limits would allow
     seconds: dict[str, list[float]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)  # bytes of memory that a call takes at its peak, where measured
 
     def median(self, contender: str) -> float:
         return statistics.median(self.seconds[contender])
@@ -82,10 +83,10 @@ class Row:
         return f"{(work.read + work.written) / seconds / 1e9:.1f} GB/s"
 
     def to_dict(self) -> dict[str, Any]:
-        return {"work": asdict(self.work), "limit": self.limit, "seconds": self.seconds, "absent": self.absent}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Row:
         work = dict(fields["work"])
         work["curve"] = None if work["curve"] is None else tuple(work["curve"])
-        return cls(Work(**work), fields["limit"], fields["seconds"], fields["absent"])
+        return cls(**{**fields, "work": Work(**work)})

@@ -177,29 +177,41 @@ inline void pack_queries(const FoldedRows& q, int64_t rows, int64_t dim, bfloat1
   }
 }
 
-// `add_values` of a whole block, p rounded to bfloat16. v becomes a right operand by pairing its rows.
+// `add_values` of a whole block with p as two left operands, rounded and what rounding left, so that o is as good as
+// with p in float32. v becomes a right operand by pairing its rows.
 [[gnu::noinline]] inline void add_values_on_tiles(const Block<bfloat16>& v, const float* p, const float* rescale,
                                                   int64_t rows, float* o, int64_t value_stride) {
-  constexpr int kDepths = kFewKeys / kTileDepth;
-  alignas(64) bfloat16 left[kDepths][kTileElements] = {}, right[kTileElements];
-  alignas(64) float tile[kTileLines * kLanes];
-  for (int i = 0; i < kDepths; ++i)
+  static_assert(kFewKeys == 2 * kTileDepth);
+  alignas(64) bfloat16 left[2][kTileElements] = {}, rest[2][kTileElements] = {}, right[2][kTileElements];
+  alignas(64) float tile[kTileLines * kLanes], other[kTileLines * kLanes];
+  for (int i = 0; i < 2; ++i)
     for (int64_t r = 0; r < rows; ++r) {
-      const float* at = p + r * kFewKeys + i * kTileDepth;
-      store_pair(left[i] + r * kTileDepth, load(at), load(at + kLanes));
+      const VfPair x = load_pair(p + r * kFewKeys + i * kTileDepth);
+      store_pair(left[i] + r * kTileDepth, x.first, x.second);
+      const VfPair rounded = load_pair(left[i] + r * kTileDepth);
+      store_pair(rest[i] + r * kTileDepth, x.first - rounded.first, x.second - rounded.second);
     }
+  tile_load<2>(left[0], 64);
+  tile_load<3>(left[1], 64);
+  tile_load<4>(rest[0], 64);
+  tile_load<5>(rest[1], 64);
   for (int64_t c = 0; c < v.dim; c += kTileLines) {
+    const Strided<bfloat16> columns{v.rows + c, v.stride, 1};
+    pack_b(columns, kTileDepth, kTileLines, right[0]);
+    pack_b(columns.from(kTileDepth, 0), kTileDepth, kTileLines, right[1]);
     tile_zero<0>();
-    for (int i = 0; i < kDepths; ++i) {
-      pack_b(Strided<bfloat16>{v.rows + i * kTileDepth * v.stride + c, v.stride, 1}, kTileDepth, kTileLines, right);
-      tile_load<4>(left[i], 64);
-      tile_load<6>(right, 64);
-      tile_dot<0, 4, 6>();
-    }
+    tile_zero<1>();
+    tile_load<6>(right[0], 64);
+    tile_load<7>(right[1], 64);
+    tile_dot<0, 2, 6>();
+    tile_dot<1, 3, 7>();
+    tile_dot<0, 4, 6>();
+    tile_dot<1, 5, 7>();
     tile_store<0>(tile, 64);
+    tile_store<1>(other, 64);
     for (int64_t r = 0; r < rows; ++r) {
       float* at = o + r * value_stride + c;
-      store(at, fma(load(at), set1(rescale[r]), load(tile + r * kLanes)));
+      store(at, fma(load(at), set1(rescale[r]), load(tile + r * kLanes) + load(other + r * kLanes)));
     }
   }
 }

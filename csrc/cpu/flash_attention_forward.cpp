@@ -176,14 +176,15 @@ template <int64_t kStride, bool kScale>
 //
 //   scores (keys, rows) = k q^T      o^T (Dv, rows) = o^T rescale + v^T p
 //
-// Lanes run along the rows throughout, so the softmax is as above, and p, rounded pair by pair of keys, is a right
-// operand as it is.
+// Lanes run along the rows throughout, so the softmax is as above, and p, made pair by pair of keys, is a right operand
+// as it is: two of them, p rounded and the rest, so that o is as good as with p in float32.
 constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;
 static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
 
-// softmax above, of scores (keys, kTilesPanel) times a scale >= 0, with p as a panel of b: zero up to a whole tile.
+// softmax above, of scores (keys, kTilesPanel) times a scale >= 0, with p as two panels of b, rounded and what rounding
+// left: zero up to a whole tile.
 [[gnu::noinline]] void softmax_on_tiles(const Arena& arena, int64_t row, int64_t vectors, int64_t keys,
-                                        const float* scores, float scale, bfloat16* panel) {
+                                        const float* scores, float scale, bfloat16* panel, bfloat16* rest) {
   constexpr float kLog2E = 1.44269504f;
   const vf factor = set1(scale * kLog2E);
   for (int64_t v = 0; v < vectors; ++v) {
@@ -198,13 +199,17 @@ static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
       return exp2(fma(load(at + n * kTilesPanel), factor, shift));
     };
     vf sum[2] = {vf{}, vf{}};
-    bfloat16* to = panel + v * kLanes * detail::kStripStride;
     for (int64_t n = 0; n < round_up(keys, kTileDepth); n += 2) {
       const vf even = n < keys ? e_at(n) : zero(), odd = n + 1 < keys ? e_at(n + 1) : zero();
       sum[0] = sum[0] + even;
       sum[1] = sum[1] + odd;
-      store(reinterpret_cast<float*>(to + n * kTileLines),
-            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even))));
+      const int64_t place = v * kLanes * detail::kStripStride + n * kTileLines;
+      const vf pairs = detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
+      store(reinterpret_cast<float*>(panel + place), pairs);
+      const vi bits = as_int(pairs);  // of each lane: even below, odd above
+      const vf even_rest = even - as_float(bits << 16), odd_rest = odd - as_float(bits & ~0xffff);
+      store(reinterpret_cast<float*>(rest + place),
+            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd_rest, even_rest))));
     }
     const vf rescale = exp_nonpositive(before - reference);
     store(arena.state.top + r, now);
@@ -221,12 +226,13 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
   const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
   constexpr int64_t kStride = detail::kStripStride;
   float* scores = scratch<float>(5, kTilesKeys * kTilesPanel + kRows * value_stride +
-                                        (kRows + kTilesKeys + kTilesPanel + value_stride) * kStride / 2);
+                                        (kRows + kTilesKeys + 2 * kTilesPanel + value_stride) * kStride / 2);
   float* o = scores + kTilesKeys * kTilesPanel;  // (Dv, kRows)
   bfloat16* queries = reinterpret_cast<bfloat16*>(o + kRows * value_stride);
   bfloat16* keys_panel = queries + kRows * kStride;
   bfloat16* values = keys_panel + kTilesKeys * kStride;
   bfloat16* probabilities = values + value_stride * kStride;
+  bfloat16* rest = probabilities + kTilesPanel * kStride;
   for (int64_t i = p.value_dim * kRows; i < value_stride * kRows; ++i) o[i] = 0.0f;
   bool started[kRows / kTilesPanel] = {};
   for (int64_t r = 0; r < count; r += kTileLines) {  // rows of several heads are no matrix: one row at a time
@@ -263,7 +269,7 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
                       false);
       const bool adjusted = masked || !plain || scale < 0.0f;
       if (adjusted) adjust<kTilesPanel, true>(p, arena, row, vectors, begin, keys, scores, masked);
-      softmax_on_tiles(arena, row, vectors, keys, scores, adjusted ? 1.0f : scale, probabilities);
+      softmax_on_tiles(arena, row, vectors, keys, scores, adjusted ? 1.0f : scale, probabilities, rest);
       bool& begun = started[row / kTilesPanel];
       for (int64_t x = row; begun && x < row + rows; x += kLanes) {
         const vf rescale = load(arena.rescale + x);
@@ -271,6 +277,7 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
         for (int64_t d = 0; d < p.value_dim; ++d) store(o + d * kRows + x, load(o + d * kRows + x) * rescale);
       }
       multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, probabilities, o + row, kRows, begun);
+      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, rest, o + row, kRows, true);
       begun = true;
     }
   }
