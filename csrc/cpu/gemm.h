@@ -14,6 +14,7 @@
 
 #include <cstdint>
 
+#include "cpu/loops.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/strided.h"
@@ -180,13 +181,15 @@ void stream(int64_t n, int64_t k, const float* a, int64_t a_stride, const Stride
     const T* column = b.data + j * b.col;
     vf sum[kRows][kChains] = {};
     int64_t p = 0;
-    for (; p + kChains * kLanes <= k; p += kChains * kLanes)
+    for (; p + kChains * kLanes <= k; p += kChains * kLanes) {
+      ask_ahead(column + p, kChains * kLanes * static_cast<int64_t>(sizeof(T)), 4096);
 #pragma GCC unroll 8
       for (int v = 0; v < kChains; ++v) {
         const vf y = load(column + p + v * kLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) sum[r][v] = fma(load(a + r * a_stride + p + v * kLanes), y, sum[r][v]);
       }
+    }
     for (; p < k; p += kLanes) {
       const vf y = load_n(column + p, k - p < kLanes ? static_cast<int>(k - p) : kLanes);
 #pragma GCC unroll 8
@@ -245,7 +248,8 @@ void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const St
   if (m <= 0 || n <= 0 || k <= 0) return;
   float* panel_a = scratch<float>(detail::kScratchA, kPackedFloats);
   const int64_t padded = (k + kLanes - 1) / kLanes * kLanes;
-  bool streams = m <= kStreamRows && m * padded <= kPackedFloats;
+  constexpr int kMostStreamed = kOnTiles<TA, TB> ? 2 : kStreamRows;  // more are few_rows_on_tiles'
+  bool streams = m <= kMostStreamed && m * padded <= kPackedFloats;
   for (const Strided<TB>& x : b) streams = streams && x.row == 1 && x.rows == nullptr && x.cols == nullptr;
   if (streams) {
     detail::pack(a, m, k, padded, panel_a, padded);

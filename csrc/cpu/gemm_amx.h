@@ -202,11 +202,93 @@ inline void multiply_panels(int64_t rows, int64_t cols, int64_t depth, const bfl
 
 namespace detail {
 
+// A tile of c^T from and to c, of which there are `rows` rows.
+template <int kTile>
+GK_ALWAYS_INLINE void transposed_begin(const float* c, int64_t ldc, int64_t rows, bool accumulate) {
+  if (!accumulate) return tile_zero<kTile>();
+  vf x[kTileLines] = {};
+  for (int64_t i = 0; i < kTileLines && i < rows; ++i) x[i] = load(c + i * ldc);
+  transpose(x);
+  alignas(64) float tile[kTileLines][kTileLines];
+  for (int i = 0; i < kTileLines; ++i) store(tile[i], x[i]);
+  tile_load<kTile>(tile, sizeof(tile[0]));
+}
+template <int kTile>
+GK_ALWAYS_INLINE void transposed_end(float* c, int64_t ldc, int64_t rows) {
+  alignas(64) float tile[kTileLines][kTileLines];
+  tile_store<kTile>(tile, sizeof(tile[0]));
+  vf x[kTileLines];
+  for (int i = 0; i < kTileLines; ++i) x[i] = load(tile[i]);
+  transpose(x);
+  for (int64_t i = 0; i < kTileLines && i < rows; ++i) store(c + i * ldc, x[i]);
+}
+
+// Two strips of columns of c, kStrips strips of rows: c^T (32, rows) = or += b^T a^T over `depth`, tiles of b^T read
+// where they lie, columns of b `col` apart. What comes next is asked for kAhead elements ahead: along the sum, then in
+// the next columns.
+template <int kStrips>
+void multiply_transposed(int64_t rows, int64_t depth, const bfloat16* a, int64_t a_panel, const bfloat16* b,
+                         int64_t col, float* c, int64_t ldc, bool accumulate) {
+  constexpr int64_t kAhead = 16 * kTileDepth, kRight = kTileLines;
+  const int64_t down = kTileLines * ldc;
+  transposed_begin<0>(c, ldc, rows, accumulate);
+  transposed_begin<1>(c + kRight, ldc, rows, accumulate);
+  if constexpr (kStrips == 2) transposed_begin<2>(c + down, ldc, rows - kTileLines, accumulate);
+  if constexpr (kStrips == 2) transposed_begin<3>(c + down + kRight, ldc, rows - kTileLines, accumulate);
+  for (int64_t p = 0; p < depth; p += kTileDepth) {
+    const bfloat16* right = a + p / kTilesDepth * a_panel + p % kTilesDepth * kTileLines;
+    tile_load<4>(b + p, col * 2);
+    tile_load<5>(b + kRight * col + p, col * 2);
+    tile_load<6>(right, 64);
+    tile_dot<0, 4, 6>();
+    tile_dot<1, 5, 6>();
+    if constexpr (kStrips == 2) {
+      tile_load<7>(right + kStripElements, 64);
+      tile_dot<2, 4, 7>();
+      tile_dot<3, 5, 7>();
+    }
+    const bfloat16* next = b + (p + kAhead < depth ? p + kAhead : 2 * kRight * col + (p + kAhead - depth));
+    for (int i = 0; i < 2 * kTileLines; ++i) __builtin_prefetch(next + i * col, 0, 2);
+  }
+  transposed_end<0>(c, ldc, rows);
+  transposed_end<1>(c + kRight, ldc, rows);
+  if constexpr (kStrips == 2) transposed_end<2>(c + down, ldc, rows - kTileLines);
+  if constexpr (kStrips == 2) transposed_end<3>(c + down + kRight, ldc, rows - kTileLines);
+}
+
+// Few rows wait for b: where its columns are dense along the sum nothing of it is copied.
+template <int kProducts>
+bool few_rows_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a,
+                       const Strided<bfloat16> (&b)[kProducts], float* const (&c)[kProducts], int64_t ldc,
+                       bool accumulate) {
+  if (m > 2 * kTileLines || n % (2 * kTileLines) != 0 || k % kTileDepth != 0) return false;
+  for (const Strided<bfloat16>& x : b)
+    if (x.row != 1 || x.rows != nullptr || x.cols != nullptr) return false;
+  const int64_t strips = m > kTileLines ? 2 : 1, a_panel = strips * kStripElements;
+  const int64_t span = kTilesPacked / (strips * kTileLines * kTilesDepth) * kTilesDepth;
+  bfloat16* panels = scratch<bfloat16>(kScratchA, kTilesPacked / kTilesDepth * kStripStride);
+  configure_tiles();
+  for (int64_t begin = 0; begin < k; begin += span) {
+    const int64_t depth = k - begin < span ? k - begin : span;
+    for (int64_t p = 0; p < depth; p += kTilesDepth)
+      pack_b(a.from(0, begin + p).transposed(), depth - p < kTilesDepth ? depth - p : kTilesDepth, m,
+             panels + p / kTilesDepth * a_panel);
+    const auto multiply = strips == 2 ? multiply_transposed<2> : multiply_transposed<1>;
+    for (int x = 0; x < kProducts; ++x)
+      for (int64_t j = 0; j < n; j += 2 * kTileLines)
+        multiply(m, depth, panels, a_panel, b[x].data + begin + j * b[x].col, b[x].col, c[x] + j, ldc,
+                 accumulate || begin > 0);
+  }
+  release_tiles();
+  return true;
+}
+
 // gemm_shared of gemm.h. How b lies decides how it is read, which is what products of few rows wait for: columns dense
 // along the sum are read to the end of a span, kTilesCols at a time; rows of b in one stretch of kTilesBlockCols.
 template <int kProducts>
 void gemm_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a, const Strided<bfloat16> (&b)[kProducts],
                    float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
+  if (few_rows_on_tiles(m, n, k, a, b, c, ldc, accumulate)) return;
   bfloat16* panel_a = scratch<bfloat16>(kScratchA, kTilesPacked / kTilesDepth * kStripStride);
   bfloat16* panel_b = scratch<bfloat16>(kScratchB, kTilesBlockCols * kStripStride);
   const auto at_most = [](int64_t count, int64_t limit) { return count < limit ? count : limit; };
