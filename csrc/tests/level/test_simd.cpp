@@ -429,7 +429,6 @@ void test_transcendentals() {
   check_at("exp2", exp2, kNaN, kNaN);
   for (int n = -149; n < 128; ++n) check_at("exp2", exp2, static_cast<float>(n), std::ldexp(1.0f, n));
 
-
   const auto log = GK_LAMBDA(cpu::log(x));
   CHECK(measure("log", log, GK_LAMBDA(std::log(x)), 0.5f, 2.0f).ulp <= 2.0);
   CHECK(measure("log", log, GK_LAMBDA(std::log(x)), -kInfinity, kInfinity).ulp <= 2.0);
