@@ -5,8 +5,8 @@
 #include "adamw.h"
 
 #include "cpu/launch.h"
+#include "cpu/loops.h"
 #include "cpu/parallel.h"
-#include "cpu/simd.h"
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
@@ -63,9 +63,9 @@ void update(const AdamwTensor& tensor, const AdamwStep& now, int64_t begin, int6
   };
   int64_t i = begin;
   for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
-    VfPair param = load_pair(p + i);
-    const VfPair grad = load_pair(g + i);
-    VfPair first = load_pair(m + i), second = load_pair(v + i);
+    VfPair param = fetch_pair(p + i);
+    const VfPair grad = fetch_pair(g + i);
+    VfPair first = fetch_pair(m + i), second = fetch_pair(v + i);
     step(param.first, grad.first, first.first, second.first);
     step(param.second, grad.second, first.second, second.second);
     store_pair(p + i, param.first, param.second);

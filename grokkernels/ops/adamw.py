@@ -43,10 +43,11 @@ def _supports_native(params: Tensors, grads: Tensors, exp_avgs: Tensors = (), ex
             return f"params[{i}] is {param.dtype}; float32, bfloat16 and float16 are supported"
         if not _fills_memory(param):
             return f"params[{i}] has gaps or overlaps in memory: shape {tuple(param.shape)}, strides {param.stride()}"
-        for name, states in (("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
-            if states[i].dtype != torch.float32:
-                return f"{name}[{i}] is {states[i].dtype}; the moments must be float32"
-            if states[i].numel() > 1 and states[i].stride() != param.stride():
+    for name, states in (("exp_avgs", exp_avgs), ("exp_avg_sqs", exp_avg_sqs)):
+        for i, (state, param) in enumerate(zip(states, params, strict=False)):
+            if state.dtype != torch.float32:
+                return f"{name}[{i}] is {state.dtype}; the moments must be float32"
+            if state.stride() != param.stride() and state.numel() > 1:
                 return f"{name}[{i}] does not lie in memory as params[{i}] does"
     for i, grad in enumerate(grads):
         if grad.dtype not in dispatch.NATIVE_DTYPES:
