@@ -45,8 +45,8 @@ bool should_stream(const T* p, int64_t stride, int64_t bytes) {
 }
 
 // Asks for the lines of `bytes` bytes, a little further on than p. The processor's own prefetching falls behind loops
-// that compute much between two lines or that write past the caches (docs/benchmarks.md has what this gives). Asking
-// for what is not mapped does nothing.
+// that compute much between two lines or that write past the caches (docs/gated_activation.md has what it gives).
+// Asking for what is not mapped does nothing.
 GK_ALWAYS_INLINE void ask_ahead(const void* p, int64_t bytes, int64_t ahead = 2048) {
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(p) + ahead + line);
 }

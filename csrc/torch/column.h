@@ -36,8 +36,8 @@ inline constexpr bool kHostMemory = true;
 inline constexpr bool kHostMemory = false;
 #endif
 
-// Memory that a kernel of the CUDA column works in. The CPU's have scratch of their own and get none, nor the
-// microsecond that an empty tensor takes.
+// Memory that a kernel of the CUDA column works in. The CPU's have scratch of their own and get none, not
+// even an empty tensor.
 class Workspace {
  public:
   Workspace(int64_t count, ScalarType dtype, const Tensor& like) {

@@ -69,7 +69,7 @@ inline void check_shape(const Tensor& t, std::initializer_list<int64_t> shape, c
 }
 
 // Without content, on the device of `like`. The shim itself: torch::stable::new_empty of 2.10 packs its arguments into
-// lists for the dispatcher, which takes two microseconds, as long as a small kernel.
+// lists for the dispatcher, which takes more than a microsecond.
 inline Tensor new_tensor(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype, const Tensor& like) {
   int32_t as_number = static_cast<int32_t>(dtype);
   AtenTensorHandle made = nullptr;
