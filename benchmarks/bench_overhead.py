@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import grokkernels
 from benchmarks.bench_merge_attention_states import plain as plain_merge
-from benchmarks.harness import vllm
+from benchmarks.harness import machine, vllm
 from benchmarks.harness.judging import right
 from benchmarks.harness.peers import Absent, find_vllm
 from benchmarks.harness.work import OURS, Work
@@ -124,6 +124,7 @@ OPS = (
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
+    machine.limits()  # those of all threads, once for the process
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -420,6 +420,10 @@ void test_transcendentals() {
   check_at("exp_nonpositive", exp_nonpositive, -kInfinity, 0.0f);
   check_at("exp_nonpositive", exp_nonpositive, kNaN, kNaN);
 
+  const auto reciprocal = GK_LAMBDA(cpu::reciprocal(x));
+  CHECK(measure("reciprocal", reciprocal, GK_LAMBDA(1.0 / x), 1.0f, 0x1p60f).ulp <= 1.1);
+  check_at("reciprocal", reciprocal, kNaN, kNaN);
+
   const auto exp2 = GK_LAMBDA(cpu::exp2(x));
   CHECK(measure("exp2", exp2, GK_LAMBDA(std::exp2(x)), -2.0f, 2.0f).ulp <= 1.5);
   CHECK(measure("exp2", exp2, GK_LAMBDA(std::exp2(x)), -155.0f, 135.0f).ulp <= 1.5);
