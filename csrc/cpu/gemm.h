@@ -1,20 +1,27 @@
 // Matrix products for CPU kernels: c (m, n) float32 = a (m, k) times b (k, n), one thread per call.
 //
 // a and b are float, bfloat16 or float16 with any strides, their rows or columns gathered if the caller likes. At level
-// amx two bfloat16 go through the matrix unit in panels of their own: gemm_amx.h. Else both are widened to float32 and
-// laid out in panels that stay in the caches; a register tile of c, kTileRows by kTileCols, then runs down a panel with
-// one fused multiply-add per lane and product. Widening beats the bfloat16 dot instruction on machines without matrix
-// units. The form of the loops is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
-// (2008); one thing differs: rows of a stay rows, since the tile only ever broadcasts them.
+// amx two bfloat16 go through the matrix unit in panels of their own: gemm_amx.h. Else a register tile of c runs along
+// the sum. One operand gives it vectors, from a panel that stays in the first-level cache; the other single numbers, to
+// be broadcast, from lines that lie dense along the sum: float32 is read where it lies, all else widened into a copy.
+// (Widening beats the bfloat16 dot instruction on machines without matrix units.) Which is which depends on b:
+//
+//   rows dense, or nothing:   vectors of b, numbers of a    c grows where it lies
+//   columns dense (weights):  vectors of a, numbers of b    c^T grows, kTurned of its rows at a time
+//
+// so that a large b is never turned round while it is copied, and dense columns are not copied at all. The form of the
+// loops is that of Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008).
 //
 // Every element of c is summed in the order of k, in runs of kRun, whatever m and n are. Only for a few rows
-// (kStreamRows: decoding) and dense columns of b are there dot products instead, which copy nothing and read at the
-// speed of memory; their sums differ in the last bits.
+// (kStreamRows: decoding) and dense columns of b are there dot products instead, which read at the speed of memory;
+// their sums differ in the last bits.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/loops.h"
+#include "cpu/pack.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/strided.h"
@@ -26,7 +33,8 @@
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
-// The register tile: with one vector of b per column and one broadcast, it leaves a register or two free.
+// The register tile: beside its sums there is room for the vectors and a broadcast number. Where vectors are fewer, it
+// has kNarrowRows.
 #if defined(GK_SIMD_AVX512)
 inline constexpr int kTileRows = 6, kTileVectors = 4;
 #elif defined(GK_SIMD_AVX2)
@@ -34,121 +42,52 @@ inline constexpr int kTileRows = 6, kTileVectors = 2;
 #else
 inline constexpr int kTileRows = 4, kTileVectors = 2;
 #endif
+inline constexpr int kNarrowRows = 8;
 inline constexpr int kTileCols = kTileVectors * kLanes;
 // Products that a register sums before it is added to c. Short runs keep the error of float32 sums below that of one
-// long chain, and cost nothing that could be measured down to 16 while c is in the cache.
-inline constexpr int64_t kRun = 16;
-inline constexpr int64_t kDepth = 128;      // of a panel: kTileCols * kDepth floats of b fit the first-level cache
-inline constexpr int64_t kBlockRows = 192;  // of a that are packed at once, a multiple of kTileRows
+// long chain.
+inline constexpr int64_t kRun = 64;
+inline constexpr int64_t kDepth = 128;      // of a panel: kTileCols * kDepth floats fit the first-level cache
+inline constexpr int64_t kBlockRows = 192;  // of a that are packed at once
+inline constexpr int64_t kBlockCols = 256;  // of b that are packed at once: 128 KB of the second-level cache
+inline constexpr int64_t kTurned = 48;      // columns of b that all rows of a meet before their c^T is turned round
 inline constexpr int kStreamRows = 4;       // up to so many rows of a, b is streamed where its columns are dense
 inline constexpr int64_t kPackedFloats = 4 * kBlockRows * kDepth;  // of a: 384 KB of the second-level cache
-static_assert(kBlockRows % kTileRows == 0 && kDepth % kLanes == 0 && kDepth % kRun == 0);
+static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kTileCols == 0 && kBlockCols % kTileCols == 0);
+static_assert(kTurned % kTileRows == 0 && kTurned % kNarrowRows == 0 && kTurned % kLanes == 0);
+static_assert(kDepth % kLanes == 0 && kDepth % kRun == 0);
 
 namespace detail {
 
-// out[i][j] = line i, element j, in float32; zero for length <= j < padded. padded is a multiple of kLanes.
-template <typename T>
-void copy_lines(const Lines<T>& in, int64_t lines, int64_t length, int64_t padded, float* out, int64_t out_stride) {
-  for (int64_t i = 0; i < lines; ++i) {
-    const T* line = in(i);
-    float* o = out + i * out_stride;
-    int64_t j = 0;
-    for (; j + kLanes <= length; j += kLanes) store(o + j, load(line + j));
-    for (; j < padded; j += kLanes) store(o + j, load_n(line + j, j < length ? static_cast<int>(length - j) : 0));
-  }
-}
-
-// Elements that one load takes from a line, as 32-bit words, and what becomes of a vector of such words, one from
-// each line: as many vectors of float32.
-template <typename T>
-inline constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
-GK_ALWAYS_INLINE void widen_words(vf words, vf (&x)[1], float) { x[0] = words; }
-GK_ALWAYS_INLINE void widen_words(vf words, vf (&x)[2], bfloat16) {
-  x[0] = as_float(as_int(words) << 16);
-  x[1] = as_float(as_int(words) & ~0xffff);
-}
-GK_ALWAYS_INLINE void widen_words(vf words, vf (&x)[2], float16) {
-  x[0] = widen(__builtin_convertvector(as_unsigned(words), vu16), float16{});
-  x[1] = widen(__builtin_convertvector(as_unsigned(words) >> 16, vu16), float16{});
-}
-
-// out[j][i] = line i, element j, in float32; zero for lines <= i < padded. padded is a multiple of kLanes.
-template <typename T>
-void transpose_lines(const Lines<T>& in, int64_t lines, int64_t length, int64_t padded, float* out,
-                     int64_t out_stride) {
-  for (int64_t i = 0; i < padded; i += kLanes) {
-    const T* line[kLanes] = {};
-    const int inside = lines - i >= kLanes ? kLanes : lines > i ? static_cast<int>(lines - i) : 0;
-    for (int u = 0; u < inside; ++u) line[u] = in(i + u);
-    vf x[kLanes];
-    int64_t j = 0;
-    if (inside == kLanes) {
-      // Narrow elements are transposed in pairs and widened afterwards: half the exchanges, and whole cache lines.
-      constexpr int kStep = kLanes * kPerWord<T>;
-      for (; j + kStep <= length; j += kStep) {
-#pragma GCC unroll 16
-        for (int u = 0; u < kLanes; ++u) {
-          x[u] = as_float(load_bytes(line[u] + j));
-        }
-        transpose(x);
-#pragma GCC unroll 16
-        for (int u = 0; u < kLanes; ++u) {
-          vf wide[kPerWord<T>];
-          widen_words(x[u], wide, T{});
-          for (int v = 0; v < kPerWord<T>; ++v) store(out + (j + u * kPerWord<T> + v) * out_stride + i, wide[v]);
-        }
-      }
-    }
-    for (; j < length; j += kLanes) {
-      const int n = length - j < kLanes ? static_cast<int>(length - j) : kLanes;
-      for (int u = 0; u < kLanes; ++u) x[u] = u < inside ? load_n(line[u] + j, n) : zero();
-      transpose(x);
-      for (int u = 0; u < n; ++u) store(out + (j + u) * out_stride + i, x[u]);
-    }
-  }
-}
-
-// out[i][j] = line i, element j where elements do not lie side by side in either direction.
-template <typename T>
-void gather_lines(const Lines<T>& in, int64_t lines, int64_t length, int64_t padded, float* out, int64_t out_stride) {
-  for (int64_t i = 0; i < lines; ++i)
-    for (int64_t j = 0; j < padded; ++j) out[i * out_stride + j] = j < length ? to_float(*in.at(i, j)) : 0.0f;
-}
-
-// Rows of x as rows of out, widened; columns cols .. padded are zero (those of the last kLanes in a transposed copy
-// too). out_stride and padded are multiples of kLanes.
-template <typename T>
-void pack(const Strided<T>& x, int64_t rows, int64_t cols, int64_t padded, float* out, int64_t out_stride) {
-  const Lines<T> by_row = lines_of(x), by_column = lines_of(x.transposed());
-  if (by_row.dense())
-    copy_lines(by_row, rows, cols, padded, out, out_stride);
-  else if (by_column.dense())
-    transpose_lines(by_column, cols, rows, padded, out, out_stride);
-  else
-    gather_lines(by_row, rows, cols, padded, out, out_stride);
-}
-
-// c (kRows, cols) = or += a (kRows, depth), rows kDepth apart, times b (depth, kTileCols). cols <= kTileCols.
-template <int kRows>
-void tile(int64_t depth, const float* a, const float* b, float* c, int64_t ldc, int64_t cols, bool accumulate) {
+// c (kRows, cols) = or += kRows lines of a times b (depth, kVectors * kLanes); cols <= kVectors * kLanes. Elements of a
+// that lie `ahead` further are asked for.
+template <int kVectors, int kRows>
+void tile(int64_t depth, const Lines<float>& a, int64_t first, const float* b, float* c, int64_t ldc, int64_t cols,
+          bool accumulate, int64_t ahead) {
+  const float* line[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) line[r] = a(first + r);
   for (int64_t begin = 0; begin < depth; begin += kRun) {
     const int64_t end = begin + kRun < depth ? begin + kRun : depth;
-    vf sum[kRows][kTileVectors] = {};
-    for (int64_t p = begin; p < end; ++p) {
-      vf column[kTileVectors];
 #pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) column[v] = load(b + p * kTileCols + v * kLanes);
+    for (int r = 0; r < kRows; ++r)
+      for (int64_t p = 0; p < kRun; p += 16) __builtin_prefetch(line[r] + begin + p + ahead, 0, 2);
+    vf sum[kRows][kVectors] = {};
+    for (int64_t p = begin; p < end; ++p) {
+      vf column[kVectors];
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) column[v] = load(b + p * (kVectors * kLanes) + v * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        const vf x = set1(a[r * kDepth + p]);
+        const vf x = set1(line[r][p]);
 #pragma GCC unroll 8
-        for (int v = 0; v < kTileVectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
       }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kTileVectors; ++v) {
+      for (int v = 0; v < kVectors; ++v) {
         float* out = c + r * ldc + v * kLanes;
         const int64_t left = cols - v * kLanes;
         if (left >= kLanes) {
@@ -162,13 +101,77 @@ void tile(int64_t depth, const float* a, const float* b, float* c, int64_t ldc, 
   }
 }
 
-template <int kRows = kTileRows>
-void tile_of(int64_t rows, int64_t depth, const float* a, const float* b, float* c, int64_t ldc, int64_t cols,
-             bool accumulate) {
+template <int kVectors, int kRows>
+void tile_of(int64_t rows, int64_t depth, const Lines<float>& a, int64_t first, const float* b, float* c, int64_t ldc,
+             int64_t cols, bool accumulate, int64_t ahead) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_of<kRows - 1>(rows, depth, a, b, c, ldc, cols, accumulate);
+    if (rows < kRows) return tile_of<kVectors, kRows - 1>(rows, depth, a, first, b, c, ldc, cols, accumulate, ahead);
   }
-  tile<kRows>(depth, a, b, c, ldc, cols, accumulate);
+  tile<kVectors, kRows>(depth, a, first, b, c, ldc, cols, accumulate, ahead);
+}
+
+// Of a panel with `cols` columns, kTileCols at most.
+GK_ALWAYS_INLINE int64_t panel_width(int64_t cols) {
+  return cols >= kTileCols ? kTileCols : (cols + kLanes - 1) / kLanes * kLanes;
+}
+
+// c (rows, cols) = or += the first rows of a times a panel of b, panel_width(cols) wide.
+template <int kVectors = kTileVectors>
+void multiply_panel(int64_t rows, int64_t cols, int64_t depth, const Lines<float>& a, const float* b, float* c,
+                    int64_t ldc, bool accumulate, int64_t ahead) {
+  if constexpr (kVectors > 1) {
+    if (cols <= (kVectors - 1) * kLanes)
+      return multiply_panel<kVectors - 1>(rows, cols, depth, a, b, c, ldc, accumulate, ahead);
+  }
+  constexpr int kRows = kVectors == kTileVectors ? kTileRows : kNarrowRows;
+  for (int64_t i = 0; i < rows; i += kRows)
+    tile_of<kVectors, kRows>(rows - i, depth, a, i, b, c + i * ldc, ldc, cols, accumulate, ahead);
+}
+
+// Whether rows of x can be broadcast from where they lie.
+template <typename T>
+bool lies_in_place(const Strided<T>& x) {
+  return std::is_same_v<T, float> && lines_of(x).dense();
+}
+
+// The rows of x from element p on; `copy` has them, kDepth apart, if they cannot be read where they lie.
+template <typename T>
+Lines<float> rows_from(const Strided<T>& x, int64_t p, const float* copy) {
+  if constexpr (std::is_same_v<T, float>)
+    if (lies_in_place(x)) return {x.data + p, x.row, 1, x.rows, nullptr};
+  return {copy, kDepth, 1, nullptr, nullptr};
+}
+
+// Rows of x, `depth` elements of each, kDepth floats apart.
+template <typename T>
+void pack_rows(const Strided<T>& x, int64_t rows, int64_t depth, float* out) {
+  pack(x, rows, depth, (depth + kLanes - 1) / kLanes * kLanes, out, kDepth);
+}
+
+// b (depth, cols) as panels of kTileCols columns, the last one narrower, kTileCols * kDepth floats apart.
+template <typename T>
+void pack_panels(const Strided<T>& b, int64_t depth, int64_t cols, float* panels) {
+  constexpr int64_t kAhead = 8;  // rows
+  const Lines<T> rows = lines_of(b);
+  if (!rows.dense()) {
+    for (int64_t j = 0; j < cols; j += kTileCols) {
+      const int64_t width = panel_width(cols - j);
+      pack(b.from(0, j), depth, cols - j < width ? cols - j : width, width, panels + j * kDepth, width);
+    }
+    return;
+  }
+  for (int64_t p = 0; p < depth; ++p) {  // along the rows of b, as far as they are wanted
+    const T* row = rows(p);
+    const T* later = rows(p + kAhead < depth ? p + kAhead : depth - 1);
+    for (int64_t j = 0; j < cols; j += kTileCols) {
+      const int64_t width = panel_width(cols - j);
+      float* out = panels + j * kDepth + p * width;
+      ask_ahead(later + j, kTileCols * static_cast<int64_t>(sizeof(T)), 0);
+      int64_t v = 0;
+      for (; v < width && j + v + kLanes <= cols; v += kLanes) store(out + v, load(row + j + v));
+      if (v < width) store(out + v, load_n(row + j + v, static_cast<int>(cols - j - v)));
+    }
+  }
 }
 
 // c (kRows, n) = or += a (kRows, k) times b, whose columns lie dense in memory: dot products, column after column, so
@@ -213,28 +216,92 @@ void stream_of(int64_t rows, int64_t n, int64_t k, const float* a, int64_t a_str
   stream<kRows>(n, k, a, a_stride, b, c, ldc, accumulate);
 }
 
+// c[i] (m, n) = or += a times b[i], c[i] where it lies: vectors of b, numbers of a.
+template <int kProducts, typename TA, typename TB>
+void multiply_rows(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB> (&b)[kProducts],
+                   float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
+  float* copy = scratch<float>(kScratchA, kPackedFloats);
+  float* panels = scratch<float>(kScratchB, kBlockCols * kDepth);
+  for (int64_t i = 0; i < m; i += kBlockRows) {
+    const int64_t rows = m - i < kBlockRows ? m - i : kBlockRows;
+    const Strided<TA> block = a.from(i, 0);
+    const bool in_place = lies_in_place(block);
+    const int64_t span = in_place ? k : kPackedFloats / (rows * kDepth) * kDepth;
+    for (int64_t begin = 0; begin < k; begin += span) {
+      const int64_t end = begin + span < k ? begin + span : k;
+      const auto depth_at = [&](int64_t p) { return end - p < kDepth ? end - p : kDepth; };
+      for (int64_t p = begin; p < end && !in_place; p += kDepth)
+        pack_rows(block.from(0, p), rows, depth_at(p), copy + (p - begin) * rows);
+      for (int x = 0; x < kProducts; ++x)
+        for (int64_t first = 0; first < n; first += kBlockCols) {
+          const int64_t cols = n - first < kBlockCols ? n - first : kBlockCols;
+          for (int64_t p = begin; p < end; p += kDepth) {
+            const Lines<float> numbers = rows_from(block, p, copy + (p - begin) * rows);
+            pack_panels(b[x].from(p, first), depth_at(p), cols, panels);
+            for (int64_t j = 0; j < cols; j += kTileCols)
+              multiply_panel(rows, cols - j < kTileCols ? cols - j : kTileCols, depth_at(p), numbers,
+                             panels + j * kDepth, c[x] + i * ldc + first + j, ldc, accumulate || p > 0, kDepth);
+          }
+        }
+    }
+  }
+}
+
+// out (cols, rows), rows `ld` apart, from its transpose, rows `turned_ld` apart.
+inline void turn_back(int64_t rows, int64_t cols, const float* turned, int64_t turned_ld, float* out, int64_t ld) {
+  for (int64_t i = 0; i < rows; i += kLanes)
+    for (int64_t j = 0; j < cols; j += kLanes) {
+      vf x[kLanes];
+#pragma GCC unroll 16
+      for (int u = 0; u < kLanes; ++u) x[u] = load(turned + (j + u) * turned_ld + i);
+      transpose(x);
+      const int n = cols - j < kLanes ? static_cast<int>(cols - j) : kLanes;
+      for (int64_t u = 0; u < kLanes && i + u < rows; ++u) store_n(out + (i + u) * ld + j, x[u], n);
+    }
+}
+
+// c[i] (m, n) = or += a times b[i], whose columns are dense along the sum: c^T, vectors of a, numbers of b.
+template <int kProducts, typename TA, typename TB>
+void multiply_columns(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB> (&b)[kProducts],
+                      float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
+  constexpr int64_t kTurnedStride = kBlockRows + kLanes;
+  float* panels = scratch<float>(kScratchA, kPackedFloats);
+  float* turned = scratch<float>(kScratchB, kTurned * (kTurnedStride + kDepth));
+  float* copy = turned + kTurned * kTurnedStride;
+  for (int64_t i = 0; i < m; i += kBlockRows) {
+    const int64_t rows = m - i < kBlockRows ? m - i : kBlockRows, lanes = (rows + kLanes - 1) / kLanes * kLanes;
+    const int64_t packed = (rows + kTileCols - 1) / kTileCols * kTileCols;
+    const int64_t span = kPackedFloats / (packed * kDepth) * kDepth;
+    for (int64_t begin = 0; begin < k; begin += span) {
+      const int64_t end = begin + span < k ? begin + span : k;
+      const auto depth_at = [&](int64_t p) { return end - p < kDepth ? end - p : kDepth; };
+      for (int64_t p = begin; p < end; p += kDepth)
+        pack_panels(a.from(i, p).transposed(), depth_at(p), rows, panels + (p - begin) * packed);
+      const bool begun = accumulate || begin > 0;
+      for (int x = 0; x < kProducts; ++x)
+        for (int64_t j = 0; j < n; j += kTurned) {
+          const int64_t cols = n - j < kTurned ? n - j : kTurned;
+          const Strided<TB> block = b[x].from(0, j).transposed();
+          float* out = c[x] + i * ldc + j;
+          if (begun)
+            transpose_lines(Lines<float>{out, ldc, 1, nullptr, nullptr}, rows, cols, lanes, turned, kTurnedStride);
+          for (int64_t p = begin; p < end; p += kDepth) {
+            if (!lies_in_place(block)) pack_rows(block.from(0, p), cols, depth_at(p), copy);
+            const Lines<float> numbers = rows_from(block, p, copy);
+            // What is wanted next: further on in these columns, or the next ones from the beginning.
+            const int64_t ahead = p + kDepth < end ? kDepth : kTurned * block.row - (p - begin);
+            for (int64_t line = 0; line < lanes; line += kTileCols)
+              multiply_panel(cols, lanes - line < kTileCols ? lanes - line : kTileCols, depth_at(p), numbers,
+                             panels + (p - begin) * packed + line * kDepth, turned + line, kTurnedStride,
+                             begun || p > begin, ahead);
+          }
+          turn_back(rows, cols, turned, kTurnedStride, out, ldc);
+        }
+    }
+  }
+}
+
 }  // namespace detail
-
-// The panels, for callers that multiply one of them many times. depth <= kDepth.
-
-// a (rows, depth) in float32, its rows kDepth floats apart.
-template <typename T>
-void pack_a(const Strided<T>& a, int64_t rows, int64_t depth, float* panel) {
-  detail::pack(a, rows, depth, (depth + kLanes - 1) / kLanes * kLanes, panel, kDepth);
-}
-
-// b (depth, cols), cols <= kTileCols, in float32: depth rows of kTileCols floats, zero beyond cols.
-template <typename T>
-void pack_b(const Strided<T>& b, int64_t depth, int64_t cols, float* panel) {
-  detail::pack(b, depth, cols, kTileCols, panel, kTileCols);
-}
-
-// c (rows, cols) = or += panel of a times panel of b.
-inline void multiply_panels(int64_t rows, int64_t cols, int64_t depth, const float* a, const float* b, float* c,
-                            int64_t ldc, bool accumulate) {
-  for (int64_t i = 0; i < rows; i += kTileRows)
-    detail::tile_of(rows - i, depth, a + i * kDepth, b, c + i * ldc, ldc, cols, accumulate);
-}
 
 // c[i] (m, n), rows ldc apart, = or += a (m, k) times b[i] (k, n): kProducts products that read and pack a once.
 template <int kProducts, typename TA, typename TB>
@@ -246,41 +313,23 @@ void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const St
         for (int64_t j = 0; j < n; ++j) out[i * ldc + j] = 0.0f;
   }
   if (m <= 0 || n <= 0 || k <= 0) return;
-  float* panel_a = scratch<float>(detail::kScratchA, kPackedFloats);
+  bool columns_dense = true;
+  for (const Strided<TB>& x : b) columns_dense = columns_dense && x.row == 1 && x.rows == nullptr && x.cols == nullptr;
   const int64_t padded = (k + kLanes - 1) / kLanes * kLanes;
   constexpr int kMostStreamed = kOnTiles<TA, TB> ? 2 : kStreamRows;  // more are few_rows_on_tiles'
-  bool streams = m <= kMostStreamed && m * padded <= kPackedFloats;
-  for (const Strided<TB>& x : b) streams = streams && x.row == 1 && x.rows == nullptr && x.cols == nullptr;
-  if (streams) {
-    detail::pack(a, m, k, padded, panel_a, padded);
-    for (int x = 0; x < kProducts; ++x) detail::stream_of(m, n, k, panel_a, padded, b[x], c[x], ldc, accumulate);
+  if (columns_dense && m <= kMostStreamed && m * padded <= kPackedFloats) {
+    float* rows = scratch<float>(detail::kScratchA, kPackedFloats);
+    detail::pack(a, m, k, padded, rows, padded);
+    for (int x = 0; x < kProducts; ++x) detail::stream_of(m, n, k, rows, padded, b[x], c[x], ldc, accumulate);
     return;
   }
 #if defined(GK_SIMD_AMX)
   if constexpr (kOnTiles<TA, TB>) return detail::gemm_on_tiles(m, n, k, a, b, c, ldc, accumulate);
 #endif
-  float* panel_b = scratch<float>(detail::kScratchB, kTileCols * kDepth);
-  for (int64_t i = 0; i < m; i += kBlockRows) {
-    const int64_t rows = m - i < kBlockRows ? m - i : kBlockRows;
-    // As much of k as fits: the fewer the rows, the longer each column of b is read at a stretch.
-    const int64_t span = kPackedFloats / (rows * kDepth) * kDepth;
-    for (int64_t begin = 0; begin < k; begin += span) {
-      const int64_t end = begin + span < k ? begin + span : k;
-      const auto depth_at = [&](int64_t p) { return end - p < kDepth ? end - p : kDepth; };
-      for (int64_t p = begin; p < end; p += kDepth)
-        pack_a(a.from(i, p), rows, depth_at(p), panel_a + (p - begin) * rows);
-      for (int64_t j = 0; j < n; j += kTileCols) {
-        const int64_t cols = n - j < kTileCols ? n - j : kTileCols;
-        for (int x = 0; x < kProducts; ++x) {
-          for (int64_t p = begin; p < end; p += kDepth) {
-            pack_b(b[x].from(p, j), depth_at(p), cols, panel_b);
-            multiply_panels(rows, cols, depth_at(p), panel_a + (p - begin) * rows, panel_b, c[x] + i * ldc + j, ldc,
-                            accumulate || p > 0);
-          }
-        }
-      }
-    }
-  }
+  if (columns_dense)
+    detail::multiply_columns(m, n, k, a, b, c, ldc, accumulate);
+  else
+    detail::multiply_rows(m, n, k, a, b, c, ldc, accumulate);
 }
 
 // c (m, n), rows ldc apart, = or += a (m, k) times b (k, n).

@@ -14,14 +14,14 @@ namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
 // The output tile of a task, rows x cols floats at most, kStride from row to row; narrower where there are few tiles.
+// Wide, since every task packs its rows; rows a power of two apart would compete for few sets of the first-level cache.
 template <typename T>
 struct Block {
-  static constexpr int64_t kRows = kBlockRows, kCols = 128, kNarrow = 64, kStride = kCols;  // 96 KB
+  static constexpr int64_t kRows = kBlockRows, kCols = 512, kNarrow = 64, kStride = kCols + 16;
   static float* scratch(int slot) { return cpu::scratch<float>(slot, kRows * kStride); }
 };
 #if defined(GK_SIMD_AMX)
-// The matrix unit is so fast that packing shows: 1 MB, with what is packed it fills the second-level cache. Rows a
-// power of two apart would compete for few sets of the first-level one.
+// The matrix unit is so fast that packing shows: 1 MB, with what is packed it fills the second-level cache.
 template <>
 struct Block<bfloat16> {
   static constexpr int64_t kRows = kTilesBlockRows, kCols = 512, kNarrow = 64, kStride = kCols + 16;
@@ -84,7 +84,7 @@ class GroupTiles {
   }
 
  private:
-  static constexpr int64_t kStep = kOnTiles<T, T> ? 32 : kTileRows;
+  static constexpr int64_t kStep = kOnTiles<T, T> ? 32 : kLanes;
   static int64_t rows_per_part(int64_t rows) {
     return ceil_div(ceil_div(rows, ceil_div(rows, Block<T>::kRows)), kStep) * kStep;
   }
