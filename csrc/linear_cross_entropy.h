@@ -39,24 +39,29 @@ struct LinearCrossEntropyBwdParams {
   const double* lse;
   void* dx;       // (N, C) dense, or null
   void* dweight;  // (V, C) dense, or null
-  void* dlogits;  // workspace: rows * linear_cross_entropy_columns(rows, cols) floats; on a device rows of
-                  // linear_cross_entropy_stride of that, of dtype
+  void* dlogits;  // workspace: rows * linear_cross_entropy_stride(linear_cross_entropy_columns(...)), on the CPU
+                  // floats, on a device of dtype
   float* dx_sum;  // workspace: (N, C), or null when dx is
   // Work space on a device.
   int32_t* index;  // (N + 1)
   float* scales;   // (3)
 };
 
-// Columns of dlogits that are held at once: 64 MiB of them, and no fewer than 512.
-GK_ALWAYS_INLINE int64_t linear_cross_entropy_columns(int64_t rows, int64_t cols) {
-  constexpr int64_t kElements = int64_t{16} << 20, kBlock = 512;
-  const int64_t fit = kElements / (rows > 0 ? rows : 1) / kBlock * kBlock;
+// Elements of dlogits that are held at once: what stays near a CPU's cores, what fills a device.
+inline constexpr int64_t kLinearCrossEntropyHost = int64_t{4} << 20, kLinearCrossEntropyDevice = int64_t{16} << 20;
+
+// The columns that makes, no fewer than 512.
+GK_ALWAYS_INLINE int64_t linear_cross_entropy_columns(int64_t rows, int64_t cols, int64_t elements) {
+  constexpr int64_t kBlock = 512;
+  const int64_t fit = elements / (rows > 0 ? rows : 1) / kBlock * kBlock;
   const int64_t held = fit > kBlock ? fit : kBlock;
   return held < cols ? held : cols;
 }
 
-// From one row of dlogits to the next on a device: whole vectors.
-GK_ALWAYS_INLINE constexpr int64_t linear_cross_entropy_stride(int64_t columns) { return (columns + 7) / 8 * 8; }
+// From one row of dlogits to the next: whole vectors, and no power of two, which would crowd few sets of the caches.
+GK_ALWAYS_INLINE constexpr int64_t linear_cross_entropy_stride(int64_t columns) {
+  return (columns + 15) / 16 * 16 + 16;
+}
 
 // Columns whose logits one block of a device adds up; like all sizes there, no function of N. Each range leaves two
 // partial sums per row.

@@ -48,12 +48,12 @@ inline constexpr int kTileCols = kTileVectors * kLanes;
 // long chain.
 inline constexpr int64_t kRun = 64;
 inline constexpr int64_t kDepth = 128;      // of a panel: kTileCols * kDepth floats fit the first-level cache
-inline constexpr int64_t kBlockRows = 192;  // of a that are packed at once
+inline constexpr int64_t kBlockRows = 256;  // of a that are packed at once
 inline constexpr int64_t kBlockCols = 256;  // of b that are packed at once: 128 KB of the second-level cache
 inline constexpr int64_t kTurned = 48;      // columns of b that all rows of a meet before their c^T is turned round
 inline constexpr int kStreamRows = 4;       // up to so many rows of a, b is streamed where its columns are dense
-inline constexpr int64_t kPackedFloats = 4 * kBlockRows * kDepth;  // of a: 384 KB of the second-level cache
-static_assert(kBlockRows % kTileRows == 0 && kBlockRows % kTileCols == 0 && kBlockCols % kTileCols == 0);
+inline constexpr int64_t kPackedFloats = 4 * kBlockRows * kDepth;  // of a: 512 KB of the second-level cache
+static_assert(kBlockRows % kTileCols == 0 && kBlockCols % kTileCols == 0);
 static_assert(kTurned % kTileRows == 0 && kTurned % kNarrowRows == 0 && kTurned % kLanes == 0);
 static_assert(kDepth % kLanes == 0 && kDepth % kRun == 0);
 
@@ -222,10 +222,11 @@ void multiply_rows(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const 
                    float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
   float* copy = scratch<float>(kScratchA, kPackedFloats);
   float* panels = scratch<float>(kScratchB, kBlockCols * kDepth);
-  for (int64_t i = 0; i < m; i += kBlockRows) {
-    const int64_t rows = m - i < kBlockRows ? m - i : kBlockRows;
+  const bool in_place = lies_in_place(a);
+  const int64_t most = in_place ? m : kBlockRows;
+  for (int64_t i = 0; i < m; i += most) {
+    const int64_t rows = m - i < most ? m - i : most;
     const Strided<TA> block = a.from(i, 0);
-    const bool in_place = lies_in_place(block);
     const int64_t span = in_place ? k : kPackedFloats / (rows * kDepth) * kDepth;
     for (int64_t begin = 0; begin < k; begin += span) {
       const int64_t end = begin + span < k ? begin + span : k;

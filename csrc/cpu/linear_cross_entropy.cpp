@@ -27,9 +27,8 @@ namespace {
 template <typename T>
 constexpr int64_t kRows = kOnTiles<T, T> ? 512 : kBlockRows;
 constexpr int64_t kColumns = 512;
-template <typename T>
-constexpr int64_t kTileStride = kOnTiles<T, T> ? kColumns + 16 : kColumns;  // no power of two: see groups.h
-constexpr int64_t kRange = 4096;  // columns of a forward task; like all sizes here, no function of N
+constexpr int64_t kTileStride = kColumns + 16;  // no power of two: see groups.h
+constexpr int64_t kRange = 4096;                // columns of a forward task; like all sizes here, no function of N
 
 GK_ALWAYS_INLINE int64_t blocks_of(int64_t n, int64_t block) { return (n + block - 1) / block; }
 GK_ALWAYS_INLINE int64_t at_most(int64_t n, int64_t limit) { return n < limit ? n : limit; }
@@ -65,13 +64,13 @@ void forward(const LinearCrossEntropyFwdParams& p) {
     const int64_t part = task / blocks, row = task % blocks * kRows<T>;
     const int64_t rows = at_most(counted.count - row, kRows<T>);
     const int64_t end = at_most((part + 1) * kRange, p.cols);
-    float* tile = scratch<float>(4, kRows<T> * kTileStride<T>);
+    float* tile = scratch<float>(4, kRows<T> * kTileStride);
     for (int64_t i = 0; i < rows; ++i) partials[(row + i) * parts + part] = RowSum{};
     for (int64_t column = part * kRange; column < end; column += kColumns) {
       const int64_t n = at_most(end - column, kColumns);
-      gemm(rows, n, p.width, x.from(row, 0), weight.from(column, 0).transposed(), tile, kTileStride<T>, false);
+      gemm(rows, n, p.width, x.from(row, 0), weight.from(column, 0).transposed(), tile, kTileStride, false);
       for (int64_t i = 0; i < rows; ++i) {
-        const float* logits = tile + i * kTileStride<T>;
+        const float* logits = tile + i * kTileStride;
         add_columns<kCapped>(partials[(row + i) * parts + part], logits, n, s, smoothed);
         const int64_t target = p.targets[counted.index[row + i]] - column;
         if (target >= 0 && target < n) target_z[row + i] = squash<kCapped>(s, set1(logits[target])).value[0];
@@ -104,7 +103,8 @@ void copy_rounded(const float* from, int64_t n, T* to) {
 template <bool kCapped, typename T>
 void backward(const LinearCrossEntropyBwdParams& p) {
   const Counted counted = counted_rows(p.rows, p.targets, p.options.ignore_index);
-  const int64_t rows = counted.count, held = linear_cross_entropy_columns(p.rows, p.cols);
+  const int64_t rows = counted.count, held = linear_cross_entropy_columns(p.rows, p.cols, kLinearCrossEntropyHost);
+  const int64_t pitch = linear_cross_entropy_stride(held);
   const int64_t row_blocks = blocks_of(rows, kRows<T>), width_blocks = blocks_of(p.width, kColumns);
   const Squash s = make_squash(p.options);
   const double divisor = loss_divisor(p.rows, p.targets, p.options);
@@ -113,7 +113,7 @@ void backward(const LinearCrossEntropyBwdParams& p) {
   // On the matrix unit dlogits are rounded to the dtype of x, as logits and their gradients are in plain PyTorch.
   using Held = std::conditional_t<kOnTiles<T, T>, T, float>;
   Held* const held_dlogits = static_cast<Held*>(p.dlogits);
-  const Strided<Held> dlogits{held_dlogits, held, 1};
+  const Strided<Held> dlogits{held_dlogits, pitch, 1};
 
   for (int64_t first = 0; first < p.cols; first += held) {
     const int64_t columns = at_most(p.cols - first, held);
@@ -121,19 +121,19 @@ void backward(const LinearCrossEntropyBwdParams& p) {
     parallel_tasks(blocks_of(columns, kColumns) * row_blocks, kRows<T> * kColumns / 8 * p.width, [&](int64_t task) {
       const int64_t column = task / row_blocks * kColumns, row = task % row_blocks * kRows<T>;
       const int64_t m = at_most(rows - row, kRows<T>), n = at_most(columns - column, kColumns);
-      Held* out = held_dlogits + row * held + column;
+      Held* out = held_dlogits + row * pitch + column;
       float* tile;
       if constexpr (kOnTiles<T, T>)
-        tile = scratch<float>(4, kRows<T> * kTileStride<T>);
+        tile = scratch<float>(4, kRows<T> * kTileStride);
       else
         tile = out;
-      const int64_t stride = kOnTiles<T, T> ? kTileStride<T> : held;
+      const int64_t stride = kOnTiles<T, T> ? kTileStride : pitch;
       gemm(m, n, p.width, x.from(row, 0), weight.from(first + column, 0).transposed(), tile, stride, false);
       for (int64_t i = 0; i < m; ++i) {
         const int64_t source = counted.index[row + i];
         const RowGradient g =
             row_gradient(p.lse[source], p.dloss[source * p.dloss_stride] / divisor, p.cols, p.options);
-        gradient_columns<kCapped, false>(out + i * held, tile + i * stride, n, p.targets[source] - first - column, s,
+        gradient_columns<kCapped, false>(out + i * pitch, tile + i * stride, n, p.targets[source] - first - column, s,
                                          g);
       }
     });
@@ -151,10 +151,10 @@ void backward(const LinearCrossEntropyBwdParams& p) {
       task -= dx_tasks;
       const int64_t column = task / width_blocks * kRows<T>, c = task % width_blocks * kColumns;
       const int64_t m = at_most(columns - column, kRows<T>), n = at_most(p.width - c, kColumns);
-      float* tile = scratch<float>(4, kRows<T> * kTileStride<T>);
-      gemm(m, n, rows, dlogits.from(0, column).transposed(), x.from(0, c), tile, kTileStride<T>, false);
+      float* tile = scratch<float>(4, kRows<T> * kTileStride);
+      gemm(m, n, rows, dlogits.from(0, column).transposed(), x.from(0, c), tile, kTileStride, false);
       for (int64_t i = 0; i < m; ++i)
-        copy_rounded(tile + i * kTileStride<T>, n, static_cast<T*>(p.dweight) + (first + column + i) * p.width + c);
+        copy_rounded(tile + i * kTileStride, n, static_cast<T*>(p.dweight) + (first + column + i) * p.width + c);
     });
   }
 

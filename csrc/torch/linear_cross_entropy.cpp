@@ -68,9 +68,10 @@ std::tuple<Tensor, Tensor> linear_cross_entropy_bwd(const Tensor& dloss, const T
     return needed ? new_like(like) : new_tensor({0}, like.scalar_type(), like);
   };
   Tensor dx = output(need_dx, x), dweight = output(need_dweight, weight);
-  const int64_t held = linear_cross_entropy_columns(xr.rows, vocabulary);
-  Tensor dlogits = kHostMemory ? new_tensor({xr.rows * held}, ScalarType::Float, x)
-                               : new_tensor({xr.rows * linear_cross_entropy_stride(held)}, x.scalar_type(), x);
+  const int64_t held = linear_cross_entropy_columns(xr.rows, vocabulary,
+                                                    kHostMemory ? kLinearCrossEntropyHost : kLinearCrossEntropyDevice);
+  Tensor dlogits =
+      new_tensor({xr.rows * linear_cross_entropy_stride(held)}, kHostMemory ? ScalarType::Float : x.scalar_type(), x);
   const Workspace list(xr.rows + 1, ScalarType::Int, x), scales(3, ScalarType::Float, x);
   Tensor dx_sum = new_tensor({need_dx ? xr.rows * xr.cols : 0}, ScalarType::Float, x);
   GK_LAUNCH(linear_cross_entropy_bwd, x)

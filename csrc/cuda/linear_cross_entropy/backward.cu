@@ -174,7 +174,8 @@ __global__ void __launch_bounds__(kZeroThreads)
 template <typename T>
 void backward(const LinearCrossEntropyBwdParams& p, Stream stream) {
   const LossTerms terms = loss_terms(p.options, p.cols);
-  const int64_t held = linear_cross_entropy_columns(p.rows, p.cols), stride = linear_cross_entropy_stride(held);
+  const int64_t held = linear_cross_entropy_columns(p.rows, p.cols, kLinearCrossEntropyDevice);
+  const int64_t stride = linear_cross_entropy_stride(held);
   launch(linear_cross_entropy_scales_kernel, {.block = {kCountThreads}, .shared_bytes = kCountThreads / 32 * 4}, stream,
          p, terms);
   if (p.dx != nullptr)
