@@ -177,14 +177,15 @@ template <int64_t kStride, bool kScale>
 //   scores (keys, rows) = k q^T      o^T (Dv, rows) = o^T rescale + v^T p
 //
 // Lanes run along the rows throughout, so the softmax is as above, and p, made pair by pair of keys, is a right operand
-// as it is: two of them, p rounded and the rest, so that o is as good as with p in float32.
+// as it is. p is rounded to bfloat16; o is divided by the sum of what was rounded, so that weights that sum to one are
+// what the errors move between keys, and lse is made of the sum before rounding.
 constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;
 static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
 
-// softmax above, of scores (keys, kTilesPanel) times a scale >= 0, with p as two panels of b, rounded and what rounding
-// left: zero up to a whole tile.
+// softmax above, of scores (keys, kTilesPanel) times a scale >= 0, with p as a panel of b, zero up to a whole tile, and
+// its sum as it was rounded.
 [[gnu::noinline]] void softmax_on_tiles(const Arena& arena, int64_t row, int64_t vectors, int64_t keys,
-                                        const float* scores, float scale, bfloat16* panel, bfloat16* rest) {
+                                        const float* scores, float scale, bfloat16* panel, float* rounded) {
   constexpr float kLog2E = 1.44269504f;
   const vf factor = set1(scale * kLog2E);
   for (int64_t v = 0; v < vectors; ++v) {
@@ -198,22 +199,22 @@ static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
     const auto e_at = [&](int64_t n) __attribute__((always_inline)) {
       return exp2(fma(load(at + n * kTilesPanel), factor, shift));
     };
-    vf sum[2] = {vf{}, vf{}};
+    vf sum[2] = {vf{}, vf{}}, rounded_sum[2] = {vf{}, vf{}};
     for (int64_t n = 0; n < round_up(keys, kTileDepth); n += 2) {
       const vf even = n < keys ? e_at(n) : zero(), odd = n + 1 < keys ? e_at(n + 1) : zero();
-      sum[0] = sum[0] + even;
-      sum[1] = sum[1] + odd;
       const int64_t place = v * kLanes * detail::kStripStride + n * kTileLines;
       const vf pairs = detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
       store(reinterpret_cast<float*>(panel + place), pairs);
       const vi bits = as_int(pairs);  // of each lane: even below, odd above
-      const vf even_rest = even - as_float(bits << 16), odd_rest = odd - as_float(bits & ~0xffff);
-      store(reinterpret_cast<float*>(rest + place),
-            detail::pair_elements(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd_rest, even_rest))));
+      sum[0] = sum[0] + even;
+      sum[1] = sum[1] + odd;
+      rounded_sum[0] = rounded_sum[0] + as_float(bits << 16);
+      rounded_sum[1] = rounded_sum[1] + as_float(bits & ~0xffff);
     }
     const vf rescale = exp_nonpositive(before - reference);
     store(arena.state.top + r, now);
     store(arena.state.sum + r, fma(load(arena.state.sum + r), rescale, sum[0] + sum[1]));
+    store(rounded + r, fma(load(rounded + r), rescale, rounded_sum[0] + rounded_sum[1]));
     store(arena.rescale + r, rescale);
   }
 }
@@ -225,15 +226,16 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
   const FoldedRows q = folded(p.q, s, s.first_query, kv_head * group, group);
   const FoldedRows k = folded(p.k, s, s.first_key, kv_head, 1), v = folded(p.v, s, s.first_key, kv_head, 1);
   constexpr int64_t kStride = detail::kStripStride;
-  float* scores = scratch<float>(5, kTilesKeys * kTilesPanel + kRows * value_stride +
-                                        (kRows + kTilesKeys + 2 * kTilesPanel + value_stride) * kStride / 2);
+  float* scores = scratch<float>(5, kTilesKeys * kTilesPanel + kRows * value_stride + kRows +
+                                        (kRows + kTilesKeys + kTilesPanel + value_stride) * kStride / 2);
   float* o = scores + kTilesKeys * kTilesPanel;  // (Dv, kRows)
-  bfloat16* queries = reinterpret_cast<bfloat16*>(o + kRows * value_stride);
+  float* rounded = o + kRows * value_stride;
+  bfloat16* queries = reinterpret_cast<bfloat16*>(rounded + kRows);
   bfloat16* keys_panel = queries + kRows * kStride;
   bfloat16* values = keys_panel + kTilesKeys * kStride;
   bfloat16* probabilities = values + value_stride * kStride;
-  bfloat16* rest = probabilities + kTilesPanel * kStride;
   for (int64_t i = p.value_dim * kRows; i < value_stride * kRows; ++i) o[i] = 0.0f;
+  for (int64_t r = 0; r < padded; ++r) rounded[r] = arena.state.sum[r];
   bool started[kRows / kTilesPanel] = {};
   for (int64_t r = 0; r < count; r += kTileLines) {  // rows of several heads are no matrix: one row at a time
     bfloat16* dense = reinterpret_cast<bfloat16*>(scores);
@@ -269,7 +271,7 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
                       false);
       const bool adjusted = masked || !plain || scale < 0.0f;
       if (adjusted) adjust<kTilesPanel, true>(p, arena, row, vectors, begin, keys, scores, masked);
-      softmax_on_tiles(arena, row, vectors, keys, scores, adjusted ? 1.0f : scale, probabilities, rest);
+      softmax_on_tiles(arena, row, vectors, keys, scores, adjusted ? 1.0f : scale, probabilities, rounded);
       bool& begun = started[row / kTilesPanel];
       for (int64_t x = row; begun && x < row + rows; x += kLanes) {
         const vf rescale = load(arena.rescale + x);
@@ -277,20 +279,22 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
         for (int64_t d = 0; d < p.value_dim; ++d) store(o + d * kRows + x, load(o + d * kRows + x) * rescale);
       }
       multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, probabilities, o + row, kRows, begun);
-      multiply_panels(p.value_dim, rows, keys, values + skipped * kTileLines, rest, o + row, kRows, true);
       begun = true;
     }
   }
   release_tiles();
-  for (int64_t r = 0; r < count; r += kLanes)
+  for (int64_t r = 0; r < count; r += kLanes) {
+    const bool begun = started[r / kTilesPanel];
+    const vf divisor = load(rounded + r), ratio = select(divisor > 0.0f, load(arena.state.sum + r) / divisor, vf{});
     for (int64_t d = 0; d < value_stride; d += kLanes) {
       vf x[kLanes] = {};
-      if (started[r / kTilesPanel]) {
-        for (int i = 0; i < kLanes; ++i) x[i] = load(o + (d + i) * kRows + r);
+      if (begun) {
+        for (int i = 0; i < kLanes; ++i) x[i] = load(o + (d + i) * kRows + r) * ratio;
         transpose(x);
       }
       for (int i = 0; i < kLanes; ++i) store(arena.state.o + (r + i) * value_stride + d, x[i]);
     }
+  }
 }
 #endif
 
