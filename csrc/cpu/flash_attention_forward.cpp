@@ -8,8 +8,8 @@
 // sees and no others, and looks at masks only where some of its rows see a key that others do not.
 //
 // Few rows and many keys (decoding): the keys are cut into chunks that are tasks of their own, and whoever finishes the
-// last one merges all, in order. The cut depends on the sequence's own sizes alone, never on the batch or the threads,
-// so neither do the results.
+// last one merges all, in order. The cut of keys depends on the sequence's own sizes alone, never on the batch or the
+// threads, so neither do the results; that of rows does, and does not matter.
 #include <type_traits>
 
 #include "cpu/flash_attention_few.h"
@@ -29,11 +29,12 @@ inline namespace GK_CPU_LEVEL {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
-constexpr int64_t kRows = 448;                     // query rows of a task at most; no power of two, see gemm_amx.h
+constexpr int64_t kRows = 1088;                    // query rows of a task at most; no power of two, see gemm_amx.h
 constexpr int64_t kKeys = 96;                      // keys of a block
 constexpr int64_t kPanel = kTileVectors * kLanes;  // rows whose scores (kKeys, kPanel) stay in the first-level cache
 constexpr int64_t kMinChunk = 10 * kKeys;          // keys of a chunk where a tile of rows meets many, at least
 constexpr int64_t kChunkPerRow = 16;               // ... and per row: partial results stay below 1/16 of v
+constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;  // the same where products are made on the matrix unit
 static_assert(kKeys % kTileRows == 0 && kLanes % kTileRows == 0);
 
 // Whether products are made on the matrix unit (below).
@@ -51,21 +52,34 @@ struct Task {
   int32_t sequence, kv_head, heads, tile, chunk;
 };
 
+// Rows of a task, in steps of a panel: all of them pack the same k and v once, so the more the better, as long as every
+// thread has `tasks`. Packing is a copy, or it is much beside the matrix unit.
+struct TileRows {
+  int64_t step, least, most, tasks;
+
+  explicit TileRows(const FlashAttentionProblem& p) {
+    const bool tiles = on_tiles(p);
+    step = tiles ? kTilesPanel : kPanel;
+    least = 4 * step;
+    most = tiles ? kRows : 8 * step;
+    tasks = tiles ? 4 : 12;
+  }
+};
+
 // How the rows and keys of one sequence are cut; the same for all its kv heads.
 struct Cut {
   bool few;
   int64_t rows, tile_rows, tiles, chunks, chunk_keys;
 
-  Cut(const FlashAttentionProblem& p, const Sequence& s) {
+  Cut(const FlashAttentionProblem& p, const Sequence& s, const TileRows& limit) {
     rows = s.queries * (p.heads / p.kv_heads);
     few = rows > 0 && rows <= kFewRows;
-    // k and v are packed once for all rows of a tile: the more the better, but enough for several threads.
-    tile_rows = on_tiles(p) ? (rows < 1024 ? 256 : kRows) : (rows < 1024 ? 4 * kPanel : 8 * kPanel);
-    tiles = (rows + tile_rows - 1) / tile_rows;
+    tiles = (rows + limit.most - 1) / limit.most;
+    tile_rows = round_up((rows + most(tiles, 1) - 1) / most(tiles, 1), limit.step);
     chunk_keys = most(s.keys, 1);
     if (few)
       chunk_keys = least(chunk_keys, round_up(least(most(s.keys / 16, 8 * kFewKeys), 32 * kFewKeys), kFewKeys));
-    else if (tiles == 1)
+    else if (rows <= limit.least)
       chunk_keys = least(chunk_keys, round_up(most(kMinChunk, kChunkPerRow * rows), kKeys));
     chunks = most((s.keys + chunk_keys - 1) / chunk_keys, 1);
   }
@@ -179,21 +193,22 @@ template <int64_t kStride, bool kScale>
 // Lanes run along the rows throughout, so the softmax is as above, and p, made pair by pair of keys, is a right operand
 // as it is. p is rounded to bfloat16; o is divided by the sum of what was rounded, so that weights that sum to one are
 // what the errors move between keys, and lse is made of the sum before rounding.
-constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;
 static_assert(kRows % kTilesPanel == 0 && kTilesKeys <= kTilesDepth);
 
 // softmax above, of scores (keys, kTilesPanel) times a scale >= 0, with p as a panel of b, zero up to a whole tile, and
 // its sum as it was rounded.
 [[gnu::noinline]] void softmax_on_tiles(const Arena& arena, int64_t row, int64_t vectors, int64_t keys,
                                         const float* scores, float scale, bfloat16* panel, float* rounded) {
-  constexpr float kLog2E = 1.44269504f;
+  constexpr float kLog2E = 1.44269504f, kSlack = 1.0f;
   const vf factor = set1(scale * kLog2E);
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
     const float* at = scores + v * kLanes;
     vf top[2] = {set1(-kInfinity), set1(-kInfinity)};
     for (int64_t n = 0; n < keys; ++n) top[n % 2] = max(load(at + n * kTilesPanel), top[n % 2]);
-    const vf before = load(arena.state.top + r), now = max(max(top[0], top[1]) * scale, before);
+    // The reference moves only where p would exceed e^kSlack: o is seldom rescaled, and nothing can overflow.
+    const vf before = load(arena.state.top + r), largest = max(top[0], top[1]) * scale;
+    const vf now = select(largest - before > kSlack, largest, before);
     const vf reference = select(now == -kInfinity, vf{}, now);  // as above
     const vf shift = reference * -kLog2E;
     const auto e_at = [&](int64_t n) __attribute__((always_inline)) {
@@ -317,7 +332,10 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
     arena.state.sum[r] = sink == -kInfinity ? 0.0f : 1.0f;
   }
   const KeyRange seen = s.visible(first_row / group, (first_row + count - 1) / group);
-  range = {most(range.begin, seen.begin), least(range.end, seen.end)};
+  // Blocks of keys begin at the same ones whatever rows a task has: sums do not depend on how rows are cut.
+  const int64_t keys = on_tiles(p) ? kTilesKeys : kKeys;
+  const int64_t unseen = most(seen.begin - range.begin, 0) / keys * keys;
+  range = {range.begin + unseen, least(range.end, seen.end)};
   const bool none = range.begin >= range.end;
 #if defined(GK_SIMD_AMX)
   if (!none && on_tiles(p)) return attend_on_tiles(p, s, kv_head, first_row, count, range, arena);
@@ -405,6 +423,15 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
   const FlashAttentionProblem& p = params.problem;
   const int64_t value_stride = round_up(p.value_dim, kLanes);
 
+  TileRows limit(p);
+  const auto tiles_of_all = [&] {
+    int64_t tiles = 0;
+    for (int64_t b = 0; b < p.batch; ++b) tiles += Cut(p, Sequence(p, b), limit).tiles * p.kv_heads;
+    return tiles;
+  };
+  while (limit.most > limit.least && tiles_of_all() < limit.tasks * num_threads())
+    limit.most = most(limit.most / 2 / limit.step * limit.step, limit.least);
+
   // Tasks by falling cost, in powers of two of the keys seen; where chunks are to be merged, room for their states.
   int64_t per_level[64] = {}, partial_rows = 0, total = 0;
   auto level_of = [](int64_t keys) { return 63 - __builtin_clzll(static_cast<uint64_t>(most(keys, 1))); };
@@ -417,7 +444,7 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
   int64_t cost = 0, few_chunks = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const Sequence s(p, b);
-    const Cut cut(p, s);
+    const Cut cut(p, s, limit);
     if (cut.few) few_chunks += cut.chunks;
     cost += cut.rows * p.kv_heads * s.keys;
   }
@@ -427,7 +454,7 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
   auto ranges = [&](const Cut& cut) { return cut.few ? (p.kv_heads + few_heads - 1) / few_heads : p.kv_heads; };
   for (int64_t b = 0; b < p.batch; ++b) {
     const Sequence s(p, b);
-    const Cut cut(p, s);
+    const Cut cut(p, s, limit);
     for (int64_t tile = 0; tile < cut.tiles; ++tile) per_level[cost_level(s, cut, tile)] += cut.chunks * ranges(cut);
     total += cut.tiles * cut.chunks * ranges(cut);
     if (cut.partial()) partial_rows += cut.chunks * p.kv_heads * cut.rows;
@@ -445,7 +472,7 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
   partial_rows = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
     const Sequence s(p, b);
-    const Cut cut(p, s);
+    const Cut cut(p, s, limit);
     partial_first[b] = partial_rows;
     if (cut.partial()) partial_rows += cut.chunks * p.kv_heads * cut.rows;
     for (int64_t head = 0; head < p.kv_heads; ++head)
@@ -461,7 +488,7 @@ void flash_attention_fwd(const FlashAttentionFwdParams& params) {
   parallel_tasks(total, cost * (p.dim + p.value_dim) / (8 * total) + 1, [&](int64_t index) {
     const Task task = tasks[index];
     const Sequence s(p, task.sequence);
-    const Cut cut(p, s);
+    const Cut cut(p, s, limit);
     const int64_t first_row = task.tile * cut.tile_rows, count = least(cut.tile_rows, cut.rows - first_row);
     const KeyRange range{task.chunk * cut.chunk_keys, least((task.chunk + 1) * cut.chunk_keys, s.keys)};
     auto partial = [&](int64_t head, int64_t chunk) {

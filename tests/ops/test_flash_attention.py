@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,6 +92,19 @@ def test_sequences_do_not_see_each_other(sizes: tuple[int, ...]) -> None:
     packed = [t.flatten(0, 1) for t in (q, k, v)]
     o = grokkernels.flash_attention_varlen(*packed, *offsets, sizes[1], sizes[2], causal=True, backend="cpu")
     assert torch.equal(o, whole[0].flatten(0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("options", [{"causal": True}, {"window": (150, 7)}], ids=str)
+def test_threads_do_not_show(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """Rows are cut so that all threads have work: the same bits however many there are."""
+    tensors = [t.to(dtype) for t in drawn(1, 900, 900, 6, 2, 64)]
+    results = []
+    for threads in (2, 1, 5, 40):
+        torch.set_num_threads(threads)
+        results.append(grokkernels.flash_attention(*tensors, backend="cpu", **options))
+    torch.set_num_threads(2)
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_gradients_repeat() -> None:
