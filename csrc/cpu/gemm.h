@@ -248,19 +248,6 @@ void multiply_rows(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const 
   }
 }
 
-// out (cols, rows), rows `ld` apart, from its transpose, rows `turned_ld` apart.
-inline void turn_back(int64_t rows, int64_t cols, const float* turned, int64_t turned_ld, float* out, int64_t ld) {
-  for (int64_t i = 0; i < rows; i += kLanes)
-    for (int64_t j = 0; j < cols; j += kLanes) {
-      vf x[kLanes];
-#pragma GCC unroll 16
-      for (int u = 0; u < kLanes; ++u) x[u] = load(turned + (j + u) * turned_ld + i);
-      transpose(x);
-      const int n = cols - j < kLanes ? static_cast<int>(cols - j) : kLanes;
-      for (int64_t u = 0; u < kLanes && i + u < rows; ++u) store_n(out + (i + u) * ld + j, x[u], n);
-    }
-}
-
 // c[i] (m, n) = or += a times b[i], whose columns are dense along the sum: c^T, vectors of a, numbers of b.
 template <int kProducts, typename TA, typename TB>
 void multiply_columns(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB> (&b)[kProducts],

@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cpu/amx.h"
+#include "cpu/pack.h"
 #include "cpu/parallel.h"
 #include "cpu/strided.h"
 #include "cpu/transpose.h"
@@ -24,6 +25,7 @@ inline constexpr int64_t kTilesCols = 64;            // of b, 32 KB: stay in the
 inline constexpr int64_t kTilesBlockRows = 512;      // of a that are packed at once, at most
 inline constexpr int64_t kTilesBlockCols = 256;      // of b: 128 KB of the second-level cache
 inline constexpr int64_t kTilesPacked = 256 * 1024;  // elements of a: 512 KB
+inline constexpr int64_t kMostInPlace = 96;          // rows that read columns of b where they lie; more share a copy
 static_assert(kTilesBlockRows * kTilesDepth <= kTilesPacked && kTilesBlockCols % kTilesCols == 0);
 
 namespace detail {
@@ -224,11 +226,11 @@ GK_ALWAYS_INLINE void transposed_end(float* c, int64_t ldc, int64_t rows) {
 }
 
 // Two strips of columns of c, kStrips strips of rows: c^T (32, rows) = or += b^T a^T over `depth`, tiles of b^T read
-// where they lie, columns of b `col` apart. What comes next is asked for kAhead elements ahead: along the sum, then in
-// the next columns.
+// where they lie, columns of b `col` apart. The first to read b asks for what comes next kAhead elements ahead: along
+// the sum, then in the next columns.
 template <int kStrips>
 void multiply_transposed(int64_t rows, int64_t depth, const bfloat16* a, int64_t a_panel, const bfloat16* b,
-                         int64_t col, float* c, int64_t ldc, bool accumulate) {
+                         int64_t col, float* c, int64_t ldc, bool accumulate, bool first) {
   constexpr int64_t kAhead = 16 * kTileDepth, kRight = kTileLines;
   const int64_t down = kTileLines * ldc;
   transposed_begin<0>(c, ldc, rows, accumulate);
@@ -247,6 +249,7 @@ void multiply_transposed(int64_t rows, int64_t depth, const bfloat16* a, int64_t
       tile_dot<2, 4, 7>();
       tile_dot<3, 5, 7>();
     }
+    if (!first) continue;
     const bfloat16* next = b + (p + kAhead < depth ? p + kAhead : 2 * kRight * col + (p + kAhead - depth));
     for (int i = 0; i < 2 * kTileLines; ++i) __builtin_prefetch(next + i * col, 0, 2);
   }
@@ -256,15 +259,16 @@ void multiply_transposed(int64_t rows, int64_t depth, const bfloat16* a, int64_t
   if constexpr (kStrips == 2) transposed_end<3>(c + down + kRight, ldc, rows - kTileLines);
 }
 
-// Few rows wait for b: where its columns are dense along the sum nothing of it is copied.
+// Few rows wait for b: where its columns are dense along the sum nothing of it is copied. All rows pass two strips of
+// it before the next ones.
 template <int kProducts>
 bool few_rows_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a,
                        const Strided<bfloat16> (&b)[kProducts], float* const (&c)[kProducts], int64_t ldc,
                        bool accumulate) {
-  if (m > 2 * kTileLines || n % (2 * kTileLines) != 0 || k % kTileDepth != 0) return false;
+  if (m > kMostInPlace || n % (2 * kTileLines) != 0 || k % kTileDepth != 0) return false;
   for (const Strided<bfloat16>& x : b)
     if (x.row != 1 || x.rows != nullptr || x.cols != nullptr) return false;
-  const int64_t strips = m > kTileLines ? 2 : 1, a_panel = strips * kStripElements;
+  const int64_t strips = (m + kTileLines - 1) / kTileLines, a_panel = strips * kStripElements;
   const int64_t span = kTilesPacked / (strips * kTileLines * kTilesDepth) * kTilesDepth;
   bfloat16* panels = scratch<bfloat16>(kScratchA, kTilesPacked / kTilesDepth * kStripStride);
   configure_tiles();
@@ -273,14 +277,71 @@ bool few_rows_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>&
     for (int64_t p = 0; p < depth; p += kTilesDepth)
       pack_b(a.from(0, begin + p).transposed(), depth - p < kTilesDepth ? depth - p : kTilesDepth, m,
              panels + p / kTilesDepth * a_panel);
-    const auto multiply = strips == 2 ? multiply_transposed<2> : multiply_transposed<1>;
     for (int x = 0; x < kProducts; ++x)
       for (int64_t j = 0; j < n; j += 2 * kTileLines)
-        multiply(m, depth, panels, a_panel, b[x].data + begin + j * b[x].col, b[x].col, c[x] + j, ldc,
-                 accumulate || begin > 0);
+        for (int64_t strip = 0; strip < strips; strip += 2) {
+          const auto multiply = strips - strip > 1 ? multiply_transposed<2> : multiply_transposed<1>;
+          const int64_t row = strip * kTileLines;
+          multiply(m - row, depth, panels + strip * kStripElements, a_panel, b[x].data + begin + j * b[x].col, b[x].col,
+                   c[x] + row * ldc + j, ldc, accumulate || begin > 0, strip == 0);
+        }
   }
   release_tiles();
   return true;
+}
+
+// Columns of b, dense along the sum, as a panel in a's form. What lies `ahead` further is asked for.
+inline void copy_columns(const Strided<bfloat16>& b, int64_t depth, int64_t cols, bfloat16* panel, int64_t ahead) {
+  const Lines<bfloat16> columns = lines_of(b.transposed());
+  for (int64_t line = 0; line < cols; line += kTileLines)
+    for (int64_t p = 0; p < depth; p += kTileDepth) {
+      vf x[kTileLines];
+      read_along(columns, line, cols, p, depth, x);
+      for (int64_t i = line; i < cols && i < line + kTileLines; ++i) __builtin_prefetch(columns(i) + p + ahead, 0, 2);
+      store_form(panel + line * kStripStride + p * kTileLines, x);
+    }
+}
+
+// c^T = b^T a^T, as multiply_columns in gemm.h: columns of b that are dense along the sum have a's form and are copied
+// as they are, and what has to be paired is a.
+template <int kProducts>
+void columns_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a,
+                      const Strided<bfloat16> (&b)[kProducts], float* const (&c)[kProducts], int64_t ldc,
+                      bool accumulate) {
+  constexpr int64_t kCols = 2 * kTileLines, kTurnedStride = kTilesBlockRows + kTileLines;
+  constexpr int64_t kAhead = 2 * kTilesDepth;
+  const auto at_most = [](int64_t count, int64_t limit) { return count < limit ? count : limit; };
+  bfloat16* right = scratch<bfloat16>(kScratchA, kTilesPacked / kTilesDepth * kStripStride);
+  float* turned = scratch<float>(kScratchB, kCols * (kTurnedStride + kStripStride / 2));
+  bfloat16* left = reinterpret_cast<bfloat16*>(turned + kCols * kTurnedStride);
+  configure_tiles();
+  for (int64_t i = 0; i < m; i += kTilesBlockRows) {
+    const int64_t rows = at_most(m - i, kTilesBlockRows), lines = (rows + kTileLines - 1) / kTileLines * kTileLines;
+    const int64_t span = kTilesPacked / (lines * kTilesDepth) * kTilesDepth;
+    for (int64_t begin = 0; begin < k; begin += span) {
+      const int64_t end = at_most(begin + span, k);
+      const auto panel = [&](int64_t p) { return right + (p - begin) / kTilesDepth * (lines * kStripStride); };
+      for (int64_t p = begin; p < end; p += kTilesDepth)
+        pack_b(a.from(i, p).transposed(), at_most(end - p, kTilesDepth), rows, panel(p));
+      const bool begun = accumulate || begin > 0;
+      for (int x = 0; x < kProducts; ++x)
+        for (int64_t j = 0; j < n; j += kCols) {
+          const int64_t cols = at_most(n - j, kCols);
+          float* out = c[x] + i * ldc + j;
+          if (begun)
+            transpose_lines(Lines<float>{out, ldc, 1, nullptr, nullptr}, rows, cols, lines, turned, kTurnedStride);
+          for (int64_t p = begin; p < end; p += kTilesDepth) {
+            const int64_t depth = at_most(end - p, kTilesDepth);
+            const int64_t later = p - begin + kAhead, reach = end - begin;
+            const int64_t ahead = later < reach ? kAhead : kCols * b[x].col + (later - reach) % reach - (p - begin);
+            copy_columns(b[x].from(p, j), depth, cols, left, ahead);
+            multiply_panels(cols, rows, depth, left, panel(p), turned, kTurnedStride, begun || p > begin);
+          }
+          turn_back(rows, cols, turned, kTurnedStride, out, ldc);
+        }
+    }
+  }
+  release_tiles();
 }
 
 // gemm_shared of gemm.h. How b lies decides how it is read, which is what products of few rows wait for: columns dense
@@ -289,6 +350,10 @@ template <int kProducts>
 void gemm_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a, const Strided<bfloat16> (&b)[kProducts],
                    float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
   if (few_rows_on_tiles(m, n, k, a, b, c, ldc, accumulate)) return;
+  bool along_all = true;
+  for (const Strided<bfloat16>& x : b) along_all = along_all && x.row == 1 && x.rows == nullptr;
+  // What is turned round: a and c, or b, which is read faster.
+  if (along_all && 2 * m * (k + n) < n * k) return columns_on_tiles(m, n, k, a, b, c, ldc, accumulate);
   bfloat16* panel_a = scratch<bfloat16>(kScratchA, kTilesPacked / kTilesDepth * kStripStride);
   bfloat16* panel_b = scratch<bfloat16>(kScratchB, kTilesBlockCols * kStripStride);
   const auto at_most = [](int64_t count, int64_t limit) { return count < limit ? count : limit; };

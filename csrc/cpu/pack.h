@@ -1,4 +1,4 @@
-// Copies of matrices in float32, laid out for the register tile of gemm.h.
+// Copies of matrices, mostly in float32 and laid out for the register tile of gemm.h.
 #pragma once
 
 #include <cstdint>
@@ -92,6 +92,20 @@ void pack(const Strided<T>& x, int64_t rows, int64_t cols, int64_t padded, float
     transpose_lines(by_column, cols, rows, padded, out, out_stride);
   else
     gather_lines(by_row, rows, cols, padded, out, out_stride);
+}
+
+// out (rows, cols), rows ld apart, from its transpose, rows turned_ld apart, in which kLanes rows and columns begin
+// wherever one begins.
+inline void turn_back(int64_t rows, int64_t cols, const float* turned, int64_t turned_ld, float* out, int64_t ld) {
+  for (int64_t i = 0; i < rows; i += kLanes)
+    for (int64_t j = 0; j < cols; j += kLanes) {
+      vf x[kLanes];
+#pragma GCC unroll 16
+      for (int u = 0; u < kLanes; ++u) x[u] = load(turned + (j + u) * turned_ld + i);
+      transpose(x);
+      const int n = cols - j < kLanes ? static_cast<int>(cols - j) : kLanes;
+      for (int64_t u = 0; u < kLanes && i + u < rows; ++u) store_n(out + (i + u) * ld + j, x[u], n);
+    }
 }
 
 }  // namespace detail

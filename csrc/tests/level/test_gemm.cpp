@@ -126,7 +126,8 @@ void test_types() {
 
 #if defined(GK_SIMD_AMX)
 // The shapes where the matrix unit's panels begin and end: one and two strips of rows and of columns, whole and not,
-// whole and broken tiles of the sum, two panels of it, two blocks of rows and of columns.
+// whole and broken tiles of the sum, two panels of it, two blocks of rows and of columns; rows that read dense columns
+// in place, one, three and six strips of them, and the first that copy them.
 void test_tiles() {
   constexpr int64_t kLines = cpu::kTileLines, kDepth = cpu::kTilesDepth;
   const int64_t shapes[][3] = {{kLines, kLines, cpu::kTileDepth},
@@ -135,6 +136,10 @@ void test_tiles() {
                                {2 * kLines, 2 * kLines, 2 * cpu::kTileDepth - 1},
                                {3 * kLines - 1, 5 * kLines + 7, kDepth},
                                {2 * kLines + 5, cpu::kTilesBlockCols + 9, kDepth + 33},
+                               {kLines - 3, 2 * kLines, kDepth + cpu::kTileDepth},
+                               {3 * kLines - 2, 4 * kLines, 2 * cpu::kTileDepth},
+                               {cpu::kMostInPlace, 2 * kLines, 3 * cpu::kTileDepth},
+                               {cpu::kMostInPlace + 3, 20 * kLines + 5, 2 * kDepth + 33},
                                {cpu::kTilesBlockRows + 7, 2 * kLines + 1, 2 * kDepth + 31}};
   for (const auto& [m, n, k] : shapes)
     for (int layout_a = 0; layout_a < kLayouts; ++layout_a)
