@@ -33,12 +33,40 @@ template <typename T>
 struct Block {
   const T* rows;
   int64_t stride, keys, dim;
+};
 
-  // Asks for row n; kFewKeys on from one's own are those of the next block.
-  GK_ALWAYS_INLINE void prefetch(int64_t n) const {
-    for (int64_t c = 0; c < dim; c += 64 / static_cast<int64_t>(sizeof(T)))
-      __builtin_prefetch(rows + n * stride + c, 0, 2);
+// Asks for the rows of k and v of a whole block, one kv head's at a time, in the order of memory: key by key, for all
+// heads of the task. So the processor's own prefetching, which has more lines under way than instructions can have,
+// finds streams to follow. Whoever computes asks for a few now and then: many at once would stop it.
+template <typename T>
+class Ahead {
+ public:
+  Ahead(const Block<T>& k, const Block<T>& v, int64_t k_head, int64_t v_head, int64_t heads)
+      : k_(k), v_(v), k_head_(k_head), v_head_(v_head), heads_(heads) {}
+
+  // Allows `count` more rows to be asked for.
+  void allow(int64_t count) { allowed_ += count; }
+  void rest() { some(allowed_); }
+  GK_ALWAYS_INLINE void some(int64_t count) {
+    for (; count > 0 && allowed_ > 0; --count) next();
   }
+
+ private:
+  GK_ALWAYS_INLINE void next() {
+    --allowed_;
+    ask(k_.rows + key_ * k_.stride + head_ * k_head_, k_.dim);
+    ask(v_.rows + key_ * v_.stride + head_ * v_head_, v_.dim);
+    if (++head_ == heads_) {
+      head_ = 0;
+      ++key_;
+    }
+  }
+  GK_ALWAYS_INLINE static void ask(const T* row, int64_t dim) {
+    for (int64_t c = 0; c < dim; c += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(row + c, 0, 2);
+  }
+
+  Block<T> k_, v_;
+  int64_t k_head_, v_head_, heads_, key_ = 0, head_ = 0, allowed_ = 0;
 };
 
 // scores[r][n] = scale q[r] k[n] for kRows rows and one key.
@@ -52,14 +80,13 @@ GK_ALWAYS_INLINE void dots(const T* key, int64_t dim, const float* q, int64_t q_
   for (int r = 0; r < kRows; ++r) scores[r * kFewKeys] = reduce_add(sum[r]) * scale;
 }
 
-// scores (rows, kFewKeys) = scale q k^T, while the next block of both comes nearer.
+// scores (rows, kFewKeys) = scale q k^T, while the next block comes nearer.
 template <typename T>
-[[gnu::noinline]] void score(const Block<T>& k, const Block<T>& v, const float* q, int64_t q_stride, int64_t rows,
+[[gnu::noinline]] void score(const Block<T>& k, Ahead<T>& ahead, const float* q, int64_t q_stride, int64_t rows,
                              float scale, float* scores) {
   for (int64_t n = 0; n < k.keys; ++n) {
     const T* key = k.rows + n * k.stride;
-    k.prefetch(n + kFewKeys);
-    v.prefetch(n + kFewKeys);
+    if (n % 2 == 0) ahead.some(1);
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4) dots<4>(key, k.dim, q + r * q_stride, q_stride, scale, scores + r * kFewKeys + n);
     for (; r + 2 <= rows; r += 2) dots<2>(key, k.dim, q + r * q_stride, q_stride, scale, scores + r * kFewKeys + n);
@@ -70,14 +97,16 @@ template <typename T>
 // o[r] = rescale[r] o[r] + p[r] v for kRows rows and, from c on, kVectors vectors of columns, of which the last may be
 // cut.
 template <int kRows, int kVectors, typename T, typename Count>
-GK_ALWAYS_INLINE void weigh(const Block<T>& v, int64_t c, Count lanes, const float* p, const float* rescale, float* o,
-                            int64_t value_stride) {
+GK_ALWAYS_INLINE void weigh(const Block<T>& v, Ahead<T>& ahead, int64_t c, Count lanes, const float* p,
+                            const float* rescale, float* o, int64_t value_stride) {
   vf sum[kRows][kVectors] = {};
-  for (int64_t n = 0; n < v.keys; ++n)
+  for (int64_t n = 0; n < v.keys; ++n) {
+    if (n % 4 == 0) ahead.some(1);
     for (int u = 0; u < kVectors; ++u) {
       const vf x = load_n(v.rows + n * v.stride + c + u * kLanes, lanes);
       for (int r = 0; r < kRows; ++r) sum[r][u] = fma(set1(p[r * kFewKeys + n]), x, sum[r][u]);
     }
+  }
   for (int r = 0; r < kRows; ++r)
     for (int u = 0; u < kVectors; ++u) {
       float* at = o + r * value_stride + c + u * kLanes;
@@ -87,23 +116,26 @@ GK_ALWAYS_INLINE void weigh(const Block<T>& v, int64_t c, Count lanes, const flo
 
 // All columns of kRows rows.
 template <int kRows, typename T>
-GK_ALWAYS_INLINE void weigh_rows(const Block<T>& v, const float* p, const float* rescale, float* o,
+GK_ALWAYS_INLINE void weigh_rows(const Block<T>& v, Ahead<T>& ahead, const float* p, const float* rescale, float* o,
                                  int64_t value_stride) {
   constexpr int kVectors = kRows == 1 ? 8 : 4;  // of 32 registers
   int64_t c = 0;
   for (; c + kVectors * kLanes <= v.dim; c += kVectors * kLanes)
-    weigh<kRows, kVectors>(v, c, Full{}, p, rescale, o, value_stride);
-  for_vectors(c, v.dim, [&](int64_t i, auto lanes) { weigh<kRows, 1>(v, i, lanes, p, rescale, o, value_stride); });
+    weigh<kRows, kVectors>(v, ahead, c, Full{}, p, rescale, o, value_stride);
+  for_vectors(c, v.dim,
+              [&](int64_t i, auto lanes) { weigh<kRows, 1>(v, ahead, i, lanes, p, rescale, o, value_stride); });
 }
 
 // o (rows, value_stride) = rescale o + p v.
 template <typename T>
-[[gnu::noinline]] void add_values(const Block<T>& v, const float* p, const float* rescale, int64_t rows, float* o,
-                                  int64_t value_stride) {
+[[gnu::noinline]] void add_values(const Block<T>& v, Ahead<T>& ahead, const float* p, const float* rescale,
+                                  int64_t rows, float* o, int64_t value_stride) {
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) weigh_rows<4>(v, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
-  for (; r + 2 <= rows; r += 2) weigh_rows<2>(v, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
-  if (r < rows) weigh_rows<1>(v, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  for (; r + 4 <= rows; r += 4)
+    weigh_rows<4>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  for (; r + 2 <= rows; r += 2)
+    weigh_rows<2>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  if (r < rows) weigh_rows<1>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
 }
 
 // Scores of one row -> exp(score - top), zero past the last key; gives the factor that o must be multiplied by.
@@ -155,18 +187,15 @@ inline void pack_queries(const FoldedRows& q, int64_t rows, int64_t dim, bfloat1
 }
 
 // `score` of a whole block: tiles of k are left operands where they lie. They give (keys, rows), which is transposed.
-[[gnu::noinline]] inline void score_on_tiles(const Block<bfloat16>& k, const Block<bfloat16>& v,
-                                             const bfloat16* queries, int64_t rows, float scale, float* scores) {
+[[gnu::noinline]] inline void score_on_tiles(const Block<bfloat16>& k, Ahead<bfloat16>& ahead, const bfloat16* queries,
+                                             int64_t rows, float scale, float* scores) {
   for (int64_t n = 0; n < kFewKeys; n += kTileLines) {
     tile_zero<0>();
     for (int64_t c = 0; c < k.dim; c += kTileDepth) {
       tile_load<4>(k.rows + n * k.stride + c, k.stride * 2);
       tile_load<6>(queries + c * kTileLines, 64);
       tile_dot<0, 4, 6>();
-    }
-    for (int64_t i = n; i < n + kTileLines; ++i) {
-      k.prefetch(i + kFewKeys);
-      v.prefetch(i + kFewKeys);
+      ahead.some(2);
     }
     alignas(64) float tile[kTileLines * kLanes];
     tile_store<0>(tile, 64);
@@ -179,8 +208,8 @@ inline void pack_queries(const FoldedRows& q, int64_t rows, int64_t dim, bfloat1
 
 // `add_values` of a whole block with p as two left operands, rounded and what rounding left, so that o is as good as
 // with p in float32. v becomes a right operand by pairing its rows.
-[[gnu::noinline]] inline void add_values_on_tiles(const Block<bfloat16>& v, const float* p, const float* rescale,
-                                                  int64_t rows, float* o, int64_t value_stride) {
+[[gnu::noinline]] inline void add_values_on_tiles(const Block<bfloat16>& v, Ahead<bfloat16>& ahead, const float* p,
+                                                  const float* rescale, int64_t rows, float* o, int64_t value_stride) {
   static_assert(kFewKeys == 2 * kTileDepth);
   alignas(64) bfloat16 left[2][kTileElements] = {}, rest[2][kTileElements] = {}, right[2][kTileElements];
   alignas(64) float tile[kTileLines * kLanes], other[kTileLines * kLanes];
@@ -207,6 +236,7 @@ inline void pack_queries(const FoldedRows& q, int64_t rows, int64_t dim, bfloat1
     tile_dot<1, 3, 7>();
     tile_dot<0, 4, 6>();
     tile_dot<1, 5, 7>();
+    ahead.some(4);
     tile_store<0>(tile, 64);
     tile_store<1>(other, 64);
     for (int64_t r = 0; r < rows; ++r) {
@@ -259,18 +289,21 @@ void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_he
   const KeyRange seen = s.visible(0, s.queries - 1);
   range = {most(range.begin, seen.begin), least(range.end, seen.end)};
   const float scale = score_scale(p);
-  // The first block, which nothing has asked for yet, in the order of memory.
-  for (int64_t n = range.begin; n < least(range.begin + kFewKeys, range.end); ++n)
-    for (int64_t h = 0; h < heads; ++h) {
-      block_of(p.k, kv_head + h, n, 1, p.dim).prefetch(0);
-      block_of(p.v, kv_head + h, n, 1, p.value_dim).prefetch(0);
-    }
+  const auto ahead_from = [&](int64_t key) {
+    return few::Ahead<T>(block_of(p.k, kv_head, key, 0, p.dim), block_of(p.v, kv_head, key, 0, p.value_dim),
+                         p.k.head_stride, p.v.head_stride, heads);
+  };
+  few::Ahead<T> first = ahead_from(range.begin);
+  first.allow(heads * least(kFewKeys, range.end - range.begin));
+  first.rest();
   for (int64_t key = range.begin; key < range.end; key += kFewKeys) {
     const int64_t keys = least(kFewKeys, range.end - key);
+    few::Ahead<T> ahead = ahead_from(key + kFewKeys);
     for (int64_t h = 0; h < heads; ++h) {
       const few::Block<T> k = block_of(p.k, kv_head + h, key, keys, p.dim);
       const few::Block<T> v = block_of(p.v, kv_head + h, key, keys, p.value_dim);
       const State& state = states[h];
+      ahead.allow(kFewKeys);
       float rescale[kFewRows];
       const auto softmax = [&] {
         for (int64_t r = 0; r < rows; ++r)
@@ -280,16 +313,18 @@ void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_he
 #if defined(GK_SIMD_AMX)
       if constexpr (dtype_of<T> == DType::bfloat16) {
         if (tiles && keys == kFewKeys) {
-          few::score_on_tiles(k, v, panels + h * few::kQueriesPanel, rows, scale, scores);
+          few::score_on_tiles(k, ahead, panels + h * few::kQueriesPanel, rows, scale, scores);
           softmax();
-          few::add_values_on_tiles(v, scores, rescale, rows, state.o, value_stride);
+          few::add_values_on_tiles(v, ahead, scores, rescale, rows, state.o, value_stride);
+          ahead.rest();
           continue;
         }
       }
 #endif
-      few::score(k, v, queries + h * rows * q_stride, q_stride, rows, scale, scores);
+      few::score(k, ahead, queries + h * rows * q_stride, q_stride, rows, scale, scores);
       softmax();
-      few::add_values(v, scores, rescale, rows, state.o, value_stride);
+      few::add_values(v, ahead, scores, rescale, rows, state.o, value_stride);
+      ahead.rest();
     }
   }
 #if defined(GK_SIMD_AMX)
