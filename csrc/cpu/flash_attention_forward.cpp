@@ -267,16 +267,17 @@ void attend_on_tiles(const FlashAttentionProblem& p, const Sequence& s, int64_t 
     const int64_t block_end = least(block + kTilesKeys, range.end);
     const Strided<bfloat16> k_block{static_cast<const bfloat16*>(k.data) + k.at(block), k.row_stride, 1};
     const Strided<bfloat16> v_block{static_cast<const bfloat16*>(v.data) + v.at(block), v.row_stride, 1};
-    for (int64_t n = 0; n < block_end - block; n += kTileDepth) {  // while the next block comes nearer
+    for (int64_t n = 0; n < block_end - block; n += kTileDepth) {
       const int64_t keys = least(block_end - block - n, kTileDepth);
-      for (int64_t i = n; i < n + keys; ++i) {
-        prefetch_row(k_block.data + (kTilesKeys + i) * k.row_stride, p.dim);
-        prefetch_row(v_block.data + (kTilesKeys + i) * v.row_stride, p.value_dim);
-      }
       pack_a(k_block.from(n, 0), keys, p.dim, keys_panel + n * kStride);
       pack_a(v_block.transposed().from(0, n), p.value_dim, keys, values + n * kTileLines);
     }
+    int64_t asked = 0;  // rows of the next block, which comes nearer meanwhile
     for (int64_t row = 0; row < count; row += kTilesPanel) {
+      for (; asked * count < (row + kTilesPanel) * kTilesKeys && asked < kTilesKeys; ++asked) {
+        prefetch_row(k_block.data + (kTilesKeys + asked) * k.row_stride, p.dim);
+        prefetch_row(v_block.data + (kTilesKeys + asked) * v.row_stride, p.value_dim);
+      }
       const int64_t rows = least(kTilesPanel, padded - row), vectors = rows / kLanes;
       const int64_t seen = most(block, arena.begin[row]), end = least(block_end, arena.end[row + rows - 1]);
       if (seen >= end) continue;
