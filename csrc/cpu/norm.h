@@ -74,7 +74,7 @@ void scale_row(const T* x, float rstd, const W* weight, vf offset, T* y, int64_t
   const vf r = set1(rstd);
   int64_t c = 0;
   for (; c + 2 * kLanes <= cols; c += 2 * kLanes) {
-    (next.ask(c), ...);
+    if constexpr (kStream) (next.ask(c), ...);
     const VfPair v = load_pair(x + c), w = load_pair(weight + c);
     put_pair<kStream>(y + c, v.first * r * (w.first + offset), v.second * r * (w.second + offset));
   }

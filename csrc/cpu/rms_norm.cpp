@@ -34,7 +34,9 @@ void forward(const RmsNormFwdParams& p) {
         scale_row<kStream>(sum, p.rstd[row], weight, offset, y, p.cols, next_x, next_residual);
         if constexpr (kStream) put_row<true>(h, sum, p.cols);
       } else {
-        p.rstd[row] = rstd_of(mean_of_squares(p.cols, [=](int64_t c, auto n) { return fetch_n(x + c, n); }), p.eps);
+        p.rstd[row] = rstd_of(
+            mean_of_squares(p.cols, [=](int64_t c, auto n) { return kStream ? fetch_n(x + c, n) : load_n(x + c, n); }),
+            p.eps);
         scale_row<kStream>(x, p.rstd[row], weight, offset, y, p.cols, next_x);
       }
     }
