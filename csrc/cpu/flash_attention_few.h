@@ -147,10 +147,7 @@ template <typename T>
   for (int64_t n = 0; n < kFewKeys; n += kLanes) {
     const vi j = lane_index() + static_cast<int32_t>(key + n);
     vf s = load(scores + n);
-    if (!plain) {
-      if (p.softcap > 0.0f) s = p.softcap * tanh(s);
-      s = fnma(set1(facts.slope), abs(to_float(facts.position - j)), s * facts.temperature);
-    }
+    if (!plain) s = full_scores(p, s, j, set1(facts.position), set1(facts.temperature), set1(facts.slope));
     if (masked) s = select((j >= facts.begin) & (j < facts.end), s, set1(-kInfinity));
     if (n + kLanes > keys) s = select(j < static_cast<int32_t>(key + keys), s, set1(-kInfinity));
     store(scores + n, s);

@@ -141,10 +141,7 @@ template <int64_t kStride, bool kScale>
       const vi j = set1(static_cast<int32_t>(key + n));
       float* at = scores + n * kStride + v * kLanes;
       vf s = kScale ? load(at) * scale : load(at);
-      if (!plain) {
-        if (p.softcap > 0.0f) s = p.softcap * tanh(s);
-        s = fnma(slope, abs(to_float(position - j)), s * temperature);
-      }
+      if (!plain) s = full_scores(p, s, j, position, temperature, slope);
       if (masked) s = select((j >= begin) & (j < end), s, set1(-kInfinity));
       store(at, s);
     }

@@ -8,6 +8,7 @@
 
 #include "cpu/launch.h"
 #include "cpu/simd.h"
+#include "cpu/simd_math.h"
 #include "cpu/transpose.h"
 #include "flash_attention.h"
 
@@ -149,6 +150,12 @@ GK_ALWAYS_INLINE bool plain_scores(const FlashAttentionProblem& p) {
 // What q.k is multiplied by: with a softcap the argument of tanh.
 GK_ALWAYS_INLINE float score_scale(const FlashAttentionProblem& p) {
   return p.softcap > 0.0f ? p.scale / p.softcap : p.scale;
+}
+
+// The scores of such a product, capped, with the temperature's factor and the ALiBi bias.
+GK_ALWAYS_INLINE vf full_scores(const FlashAttentionProblem& p, vf s, vi key, vi position, vf temperature, vf slope) {
+  if (p.softcap > 0.0f) s = p.softcap * tanh(s);
+  return fnma(slope, abs(to_float(position - key)), s * temperature);
 }
 
 GK_ALWAYS_INLINE RowFacts row_facts(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t row) {
