@@ -53,7 +53,7 @@ struct Task {
 };
 
 // Rows of a task, in steps of a panel: all of them pack the same k and v once, so the more the better, as long as every
-// thread has `tasks`. Packing is a copy, or it is much beside the matrix unit.
+// thread has `tasks`. Packing is dear beside the matrix unit; elsewhere it is a copy, and many tasks balance better.
 struct TileRows {
   int64_t step, least, most, tasks;
 

@@ -25,7 +25,6 @@
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/strided.h"
-#include "cpu/transpose.h"
 #if defined(GK_SIMD_AMX)
 #include "cpu/gemm_amx.h"
 #endif
@@ -64,6 +63,7 @@ namespace detail {
 template <int kVectors, int kRows>
 void tile(int64_t depth, const Lines<float>& a, int64_t first, const float* b, float* c, int64_t ldc, int64_t cols,
           bool accumulate, int64_t ahead) {
+  constexpr int64_t kLine = 64 / sizeof(float);  // elements of a cache line
   const float* line[kRows];
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) line[r] = a(first + r);
@@ -71,7 +71,7 @@ void tile(int64_t depth, const Lines<float>& a, int64_t first, const float* b, f
     const int64_t end = begin + kRun < depth ? begin + kRun : depth;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r)
-      for (int64_t p = 0; p < kRun; p += 16) __builtin_prefetch(line[r] + begin + p + ahead, 0, 2);
+      for (int64_t p = 0; p < kRun; p += kLine) __builtin_prefetch(line[r] + begin + p + ahead, 0, 2);
     vf sum[kRows][kVectors] = {};
     for (int64_t p = begin; p < end; ++p) {
       vf column[kVectors];
@@ -312,7 +312,7 @@ void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const St
     return;
   }
 #if defined(GK_SIMD_AMX)
-  if constexpr (kOnTiles<TA, TB>) return detail::gemm_on_tiles(m, n, k, a, b, c, ldc, accumulate);
+  if constexpr (kOnTiles<TA, TB>) return detail::gemm_on_tiles(m, n, k, a, b, columns_dense, c, ldc, accumulate);
 #endif
   if (columns_dense)
     detail::multiply_columns(m, n, k, a, b, c, ldc, accumulate);

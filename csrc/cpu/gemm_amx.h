@@ -34,6 +34,8 @@ namespace detail {
 inline constexpr int64_t kStripStride = kTilesDepth + kTileDepth / kTileLines;
 inline constexpr int64_t kStripElements = kTileLines * kStripStride;
 
+GK_ALWAYS_INLINE int64_t at_most(int64_t count, int64_t limit) { return count < limit ? count : limit; }
+
 GK_ALWAYS_INLINE vi load_elements(const bfloat16* p, int64_t n) {  // the first n <= kTileDepth; the others are zero
   if (n >= kTileDepth) return load_bytes(p);
   return reinterpret_cast<vi>(_mm512_maskz_loadu_epi16((1u << n) - 1, p));
@@ -260,23 +262,19 @@ void multiply_transposed(int64_t rows, int64_t depth, const bfloat16* a, int64_t
 }
 
 // Few rows wait for b: where its columns are dense along the sum nothing of it is copied. All rows pass two strips of
-// it before the next ones.
+// it before the next ones. n is a multiple of two strips, k of a tile's depth.
 template <int kProducts>
-bool few_rows_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a,
+void few_rows_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a,
                        const Strided<bfloat16> (&b)[kProducts], float* const (&c)[kProducts], int64_t ldc,
                        bool accumulate) {
-  if (m > kMostInPlace || n % (2 * kTileLines) != 0 || k % kTileDepth != 0) return false;
-  for (const Strided<bfloat16>& x : b)
-    if (x.row != 1 || x.rows != nullptr || x.cols != nullptr) return false;
   const int64_t strips = (m + kTileLines - 1) / kTileLines, a_panel = strips * kStripElements;
   const int64_t span = kTilesPacked / (strips * kTileLines * kTilesDepth) * kTilesDepth;
   bfloat16* panels = scratch<bfloat16>(kScratchA, kTilesPacked / kTilesDepth * kStripStride);
   configure_tiles();
   for (int64_t begin = 0; begin < k; begin += span) {
-    const int64_t depth = k - begin < span ? k - begin : span;
+    const int64_t depth = at_most(k - begin, span);
     for (int64_t p = 0; p < depth; p += kTilesDepth)
-      pack_b(a.from(0, begin + p).transposed(), depth - p < kTilesDepth ? depth - p : kTilesDepth, m,
-             panels + p / kTilesDepth * a_panel);
+      pack_b(a.from(0, begin + p).transposed(), at_most(depth - p, kTilesDepth), m, panels + p / kTilesDepth * a_panel);
     for (int x = 0; x < kProducts; ++x)
       for (int64_t j = 0; j < n; j += 2 * kTileLines)
         for (int64_t strip = 0; strip < strips; strip += 2) {
@@ -287,7 +285,6 @@ bool few_rows_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>&
         }
   }
   release_tiles();
-  return true;
 }
 
 // Columns of b, dense along the sum, as a panel in a's form. What lies `ahead` further is asked for.
@@ -310,7 +307,6 @@ void columns_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& 
                       bool accumulate) {
   constexpr int64_t kCols = 2 * kTileLines, kTurnedStride = kTilesBlockRows + kTileLines;
   constexpr int64_t kAhead = 2 * kTilesDepth;
-  const auto at_most = [](int64_t count, int64_t limit) { return count < limit ? count : limit; };
   bfloat16* right = scratch<bfloat16>(kScratchA, kTilesPacked / kTilesDepth * kStripStride);
   float* turned = scratch<float>(kScratchB, kCols * (kTurnedStride + kStripStride / 2));
   bfloat16* left = reinterpret_cast<bfloat16*>(turned + kCols * kTurnedStride);
@@ -348,15 +344,13 @@ void columns_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& 
 // along the sum are read to the end of a span, kTilesCols at a time; rows of b in one stretch of kTilesBlockCols.
 template <int kProducts>
 void gemm_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a, const Strided<bfloat16> (&b)[kProducts],
-                   float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
-  if (few_rows_on_tiles(m, n, k, a, b, c, ldc, accumulate)) return;
-  bool along_all = true;
-  for (const Strided<bfloat16>& x : b) along_all = along_all && x.row == 1 && x.rows == nullptr;
+                   bool columns_dense, float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
+  if (columns_dense && m <= kMostInPlace && n % (2 * kTileLines) == 0 && k % kTileDepth == 0)
+    return few_rows_on_tiles(m, n, k, a, b, c, ldc, accumulate);
   // What is turned round: a and c, or b, which is read faster.
-  if (along_all && 2 * m * (k + n) < n * k) return columns_on_tiles(m, n, k, a, b, c, ldc, accumulate);
+  if (columns_dense && 2 * m * (k + n) < n * k) return columns_on_tiles(m, n, k, a, b, c, ldc, accumulate);
   bfloat16* panel_a = scratch<bfloat16>(kScratchA, kTilesPacked / kTilesDepth * kStripStride);
   bfloat16* panel_b = scratch<bfloat16>(kScratchB, kTilesBlockCols * kStripStride);
-  const auto at_most = [](int64_t count, int64_t limit) { return count < limit ? count : limit; };
   const bool along = b[0].row == 1 && b[0].rows == nullptr;
   configure_tiles();
   for (int64_t i = 0; i < m; i += kTilesBlockRows) {

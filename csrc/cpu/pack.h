@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "cpu/loops.h"
 #include "cpu/simd.h"
 #include "cpu/strided.h"
 #include "cpu/transpose.h"
