@@ -33,6 +33,7 @@ AUTOMATIC = {"cpu": ("cpu", "reference"), "xpu": ("triton", "reference")}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The overload of a native function that each backend calls.
 OVERLOADS = {"cpu": "native", "cuda": "native", "triton": "triton", "emulated": "emulated"}
+_CPU = torch.device("cpu")
 
 Supports = Callable[..., "str | None"]
 
@@ -92,7 +93,7 @@ class Row:
 
     def automatic(self, device: torch.device) -> tuple[str, ...]:
         """What the automatic choice tries on this device, in order."""
-        kind = device.type
+        kind = _kind(device)
         if kind == "cuda":
             return (*preference.order(self.name), "reference")
         return AUTOMATIC.get(kind, ("reference",))
@@ -111,6 +112,11 @@ class Row:
         return "reference"
 
 
+def _kind(device: torch.device) -> str:
+    """The device's type, which PyTorch spells anew each time it is asked, in a quarter of a microsecond."""
+    return "cpu" if device == _CPU else device.type
+
+
 # Of each native backend: its library in native.py, the reason there why it is missing, the device it runs on.
 _LIBRARIES = {
     "cpu": ("module", "load_error", "cpu"),
@@ -126,7 +132,7 @@ def _unusable(backend: str, device: torch.device) -> str | None:
     library, error, home = _LIBRARIES[backend]
     if getattr(native, library) is None:
         return getattr(native, error)
-    if device.type != home:
+    if _kind(device) != home:
         return f"the tensors are on {device}, not on {'the CPU' if home == 'cpu' else 'a CUDA device'}"
     return None
 

@@ -133,6 +133,7 @@ template <int64_t kStride, bool kScale>
                               int64_t key, int64_t count, float* scores, bool masked) {
   const float scale = score_scale(p);
   const bool plain = plain_scores(p);
+  const FullScores full(p);
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
     const vi begin = load(arena.begin + r), end = load(arena.end + r), position = load(arena.position + r);
@@ -141,7 +142,7 @@ template <int64_t kStride, bool kScale>
       const vi j = set1(static_cast<int32_t>(key + n));
       float* at = scores + n * kStride + v * kLanes;
       vf s = kScale ? load(at) * scale : load(at);
-      if (!plain) s = full_scores(p, s, j, position, temperature, slope);
+      if (!plain) s = full(s, j, position, temperature, slope);
       if (masked) s = select((j >= begin) & (j < end), s, set1(-kInfinity));
       store(at, s);
     }

@@ -152,11 +152,20 @@ GK_ALWAYS_INLINE float score_scale(const FlashAttentionProblem& p) {
   return p.softcap > 0.0f ? p.scale / p.softcap : p.scale;
 }
 
-// The scores of such a product, capped, with the temperature's factor and the ALiBi bias.
-GK_ALWAYS_INLINE vf full_scores(const FlashAttentionProblem& p, vf s, vi key, vi position, vf temperature, vf slope) {
-  if (p.softcap > 0.0f) s = p.softcap * tanh(s);
-  return fnma(slope, abs(to_float(position - key)), s * temperature);
-}
+// The scores of such a product, capped, with the temperature's factor and the ALiBi bias. (A copy of what it takes from
+// the problem: a compiler cannot know that storing scores leaves the problem as it is.)
+struct FullScores {
+  float softcap;
+  bool positional;
+
+  GK_ALWAYS_INLINE explicit FullScores(const FlashAttentionProblem& p)
+      : softcap(p.softcap), positional(p.temperature_len > 0 || p.alibi_slopes != nullptr) {}
+
+  GK_ALWAYS_INLINE vf operator()(vf s, vi key, vi position, vf temperature, vf slope) const {
+    if (softcap > 0.0f) s = softcap * tanh(s);
+    return positional ? fnma(slope, abs(to_float(position - key)), s * temperature) : s;
+  }
+};
 
 GK_ALWAYS_INLINE RowFacts row_facts(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t row) {
   const int64_t group = p.heads / p.kv_heads, t = row / group, head = kv_head * group + row % group;

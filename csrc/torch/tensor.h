@@ -11,6 +11,7 @@
 
 #include <initializer_list>
 #include <optional>
+#include <ostream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -25,18 +26,29 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 template <typename... Parts>
-void check(bool ok, const Parts&... parts) {
-  if (ok) return;
+[[noreturn, gnu::cold, gnu::noinline]] void refuse(const Parts&... parts) {
   std::ostringstream message;
   message << "grokkernels: ";
   ((message << parts), ...);
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_text(const Tensor& t) {
-  std::string text = "(";
-  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
-  return text + ")";
+template <typename... Parts>
+void check(bool ok, const Parts&... parts) {
+  if (!ok) refuse(parts...);
+}
+
+// The sizes of a tensor, spelled only when a message is written.
+struct ShapeText {
+  const Tensor& tensor;
+};
+
+inline ShapeText shape_text(const Tensor& t) { return {t}; }
+
+inline std::ostream& operator<<(std::ostream& out, const ShapeText& shape) {
+  out << "(";
+  for (int64_t i = 0; i < shape.tensor.dim(); ++i) out << (i ? ", " : "") << shape.tensor.size(i);
+  return out << ")";
 }
 
 inline DType native_dtype(const Tensor& t, const char* name) {
@@ -59,13 +71,11 @@ inline void check_dtype(const Tensor& t, ScalarType dtype, const char* name) {
 
 inline void check_shape(const Tensor& t, std::initializer_list<int64_t> shape, const char* name) {
   bool same = t.dim() == static_cast<int64_t>(shape.size());
-  int64_t i = 0;
-  std::string wanted = "(";
-  for (int64_t size : shape) {
-    same = same && t.size(i) == size;
-    wanted += (i++ ? ", " : "") + std::to_string(size);
-  }
-  check(same, name, " must have shape ", wanted, "), got ", shape_text(t));
+  for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == shape.begin()[i];
+  if (same) return;
+  std::string wanted;
+  for (int64_t size : shape) wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
+  refuse(name, " must have shape (", wanted, "), got ", shape_text(t));
 }
 
 // Without content, on the device of `like`. The shim itself: torch::stable::new_empty of 2.10 packs its arguments into

@@ -28,13 +28,14 @@ def integers(name: str, tensor: Any) -> None:
 def shape(name: str, tensor: torch.Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
     """`tensor` has this shape, where None stands for any size; `meaning` spells it, as in "(N, C)"."""
     sizes = tensor.shape
-    ok = len(sizes) == len(expected)
-    if ok and sizes != expected:
+    if len(sizes) == len(expected):
         for size, wanted in zip(sizes, expected, strict=True):
-            ok = ok and (wanted is None or size == wanted)
-    if not ok:
-        numbers = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
-        raise ValueError(f"{name} must have shape {meaning} = {numbers}, got {tuple(sizes)}")
+            if wanted is not None and size != wanted:
+                break
+        else:
+            return
+    numbers = "(" + ", ".join("any" if e is None else str(e) for e in expected) + ")"
+    raise ValueError(f"{name} must have shape {meaning} = {numbers}, got {tuple(sizes)}")
 
 
 def same_device(**tensors: torch.Tensor | None) -> torch.device:

@@ -100,19 +100,23 @@ ROW_VARLEN = dispatch.Row(
 )
 
 
-def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, outer: str) -> None:
-    """dtypes and shapes of q, k and v, whose leading dims are `outer` before the heads."""
+# How q, k and v are laid out.
+_DENSE = ("(B, T, H, D)", "(B, S, Hkv, D)", "(B, S, Hkv, Dv)")
+_PACKED = ("(total_q, H, D)", "(total_k, Hkv, D)", "(total_k, Hkv, Dv)")
+
+
+def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, forms: tuple[str, str, str]) -> None:
+    """dtypes and shapes of q, k and v, which `forms` spells."""
     checks.floating("q", q)
-    dims = outer.count(",") + 2
-    if q.dim() != dims:
-        raise ValueError(f"q must have shape ({outer}H, D), got {tuple(q.shape)}")
+    if q.dim() != (4 if forms is _DENSE else 3):
+        raise ValueError(f"q must have shape {forms[0]}, got {tuple(q.shape)}")
     checks.floating("k", k, dtypes=(q.dtype,))
     checks.floating("v", v, dtypes=(q.dtype,))
-    *lead, _, heads, dim = q.shape
-    key_outer = outer.replace("T", "S").replace("total_q", "total_k")
-    checks.shape("k", k, (*lead, None, None, dim), f"({key_outer}Hkv, D)")
-    keys, kv_heads = k.shape[-3:-1]
-    checks.shape("v", v, (*lead, keys, kv_heads, None), f"({key_outer}Hkv, Dv)")
+    *_, heads, dim = sizes = q.shape
+    batch = sizes[:-3]  # (B,) or ()
+    checks.shape("k", k, (*batch, None, None, dim), forms[1])
+    *_, keys, kv_heads, _ = k.shape
+    checks.shape("v", v, (*batch, keys, kv_heads, None), forms[2])
     if kv_heads == 0 or heads == 0 or heads % kv_heads:
         raise ValueError(f"q must have a multiple of the heads of k, got H = {heads} and Hkv = {kv_heads}")
     for name, size in (("q", dim), ("v", v.shape[-1])):
@@ -235,7 +239,7 @@ def flash_attention(
     Sources: Dao et al., "FlashAttention", 2022; Press et al., "Train short, test long" (ALiBi), 2021; softcap and
     temperature as in Grok-1 and Grok-2.
     """
-    _check_tensors(q, k, v, "B, T, ")
+    _check_tensors(q, k, v, _DENSE)
     _check_options(
         q,
         q.shape[0],
@@ -354,7 +358,7 @@ def flash_attention_varlen(
     """
     if block_table is not None:
         raise ValueError("block_table must be None: paged keys are not implemented")
-    _check_tensors(q, k, v, "total_q, ")
+    _check_tensors(q, k, v, _PACKED)
     for name, offsets in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
         checks.floating(name, offsets, dtypes=(torch.int32,))
         if offsets.dim() != 1 or offsets.shape[0] == 0:
