@@ -143,12 +143,11 @@ template <typename T>
                                        float* scores, float& top, float& sum) {
   constexpr float kInfinity = __builtin_inff();
   const FullScores full(p);
-  const bool plain = plain_scores(p), masked = key < facts.begin || key + keys > facts.end;
+  const bool masked = key < facts.begin || key + keys > facts.end;
   vf largest = set1(top);
   for (int64_t n = 0; n < kFewKeys; n += kLanes) {
     const vi j = lane_index() + static_cast<int32_t>(key + n);
-    vf s = load(scores + n);
-    if (!plain) s = full(s, j, set1(facts.position), set1(facts.temperature), set1(facts.slope));
+    vf s = full(load(scores + n), j, set1(facts.position), set1(facts.temperature), set1(facts.slope));
     if (masked) s = select((j >= facts.begin) & (j < facts.end), s, set1(-kInfinity));
     if (n + kLanes > keys) s = select(j < static_cast<int32_t>(key + keys), s, set1(-kInfinity));
     store(scores + n, s);

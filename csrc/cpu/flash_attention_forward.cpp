@@ -132,7 +132,6 @@ template <int64_t kStride, bool kScale>
 [[gnu::noinline]] void adjust(const FlashAttentionProblem& p, const Arena& arena, int64_t row, int64_t vectors,
                               int64_t key, int64_t count, float* scores, bool masked) {
   const float scale = score_scale(p);
-  const bool plain = plain_scores(p);
   const FullScores full(p);
   for (int64_t v = 0; v < vectors; ++v) {
     const int64_t r = row + v * kLanes;
@@ -141,8 +140,7 @@ template <int64_t kStride, bool kScale>
     for (int64_t n = 0; n < count; ++n) {
       const vi j = set1(static_cast<int32_t>(key + n));
       float* at = scores + n * kStride + v * kLanes;
-      vf s = kScale ? load(at) * scale : load(at);
-      if (!plain) s = full(s, j, position, temperature, slope);
+      vf s = full(kScale ? load(at) * scale : load(at), j, position, temperature, slope);
       if (masked) s = select((j >= begin) & (j < end), s, set1(-kInfinity));
       store(at, s);
     }

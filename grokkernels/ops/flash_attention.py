@@ -108,7 +108,7 @@ _PACKED = ("(total_q, H, D)", "(total_k, Hkv, D)", "(total_k, Hkv, Dv)")
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, forms: tuple[str, str, str]) -> None:
     """dtypes and shapes of q, k and v, which `forms` spells."""
     checks.floating("q", q)
-    if q.dim() != (4 if forms is _DENSE else 3):
+    if q.dim() != forms[0].count(",") + 1:
         raise ValueError(f"q must have shape {forms[0]}, got {tuple(q.shape)}")
     checks.floating("k", k, dtypes=(q.dtype,))
     checks.floating("v", v, dtypes=(q.dtype,))
