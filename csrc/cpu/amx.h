@@ -8,14 +8,10 @@
 
 #include <cstdint>
 
-#include "cpu/simd.h"
+#include "cpu/strips.h"
 
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
-
-inline constexpr int kTileLines = 16;                          // rows of c and a, columns of c and b
-inline constexpr int kTileDepth = 32;                          // products that one tile_dot sums into an element
-inline constexpr int kTileElements = kTileLines * kTileDepth;  // of a or b
 
 // Configures the calling thread's tile registers, all of full size, and gives them back: then they cost a switch of
 // threads nothing. Other users of the unit configure it for themselves. (Two functions and no destructor: one that

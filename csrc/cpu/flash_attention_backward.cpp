@@ -16,8 +16,8 @@
 #include "cpu/simd.h"
 #include "cpu/simd_math.h"
 #include "flash_attention.h"
-#if defined(GK_SIMD_AMX)
-#include "cpu/gemm_amx.h"
+#if defined(GK_SIMD_BFLOAT16)
+#include "cpu/gemm_bfloat16.h"
 #endif
 
 namespace grokkernels::cpu {
@@ -139,7 +139,7 @@ struct FloatProducts {
   }
 };
 
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
 // The products of bfloat16 on the matrix unit: s and dp from the tensors as they are, the others with p and ds rounded.
 // Every operand is a panel twice, in the form of a left and of a right one, or along the other of its dims.
 struct TileProducts {
@@ -248,7 +248,7 @@ struct TileProducts {
 // Calls f with the products that run here.
 template <typename F>
 void with_products(const Operands& operands, const Arena& arena, const F& f) {
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
   if (TileProducts::take(operands.p)) return f(TileProducts(operands, arena));
 #endif
   f(FloatProducts{operands, arena});

@@ -10,7 +10,8 @@
 #include "cpu/parallel.h"
 #include "cpu/simd_math.h"
 #if defined(GK_SIMD_AMX)
-#include "cpu/gemm_amx.h"
+#include "cpu/amx.h"
+#include "cpu/gemm_bfloat16.h"
 #endif
 
 namespace grokkernels::cpu {

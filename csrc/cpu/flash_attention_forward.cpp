@@ -20,8 +20,8 @@
 #include "cpu/simd.h"
 #include "cpu/simd_math.h"
 #include "flash_attention.h"
-#if defined(GK_SIMD_AMX)
-#include "cpu/gemm_amx.h"
+#if defined(GK_SIMD_BFLOAT16)
+#include "cpu/gemm_bfloat16.h"
 #endif
 
 namespace grokkernels::cpu {
@@ -29,7 +29,7 @@ inline namespace GK_CPU_LEVEL {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
-constexpr int64_t kRows = 1088;                    // query rows of a task at most; no power of two, see gemm_amx.h
+constexpr int64_t kRows = 1088;                    // query rows of a task at most; no power of two, see gemm_bfloat16.h
 constexpr int64_t kKeys = 96;                      // keys of a block
 constexpr int64_t kPanel = kTileVectors * kLanes;  // rows whose scores (kKeys, kPanel) stay in the first-level cache
 constexpr int64_t kMinChunk = 10 * kKeys;          // keys of a chunk where a tile of rows meets many, at least
@@ -39,7 +39,7 @@ static_assert(kKeys % kTileRows == 0 && kLanes % kTileRows == 0);
 
 // Whether products are made on the matrix unit (below).
 bool on_tiles([[maybe_unused]] const FlashAttentionProblem& p) {
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
   return p.dtype == DType::bfloat16 && p.dim <= kTilesDepth;
 #else
   return false;
@@ -181,7 +181,7 @@ template <int64_t kStride, bool kScale>
   }
 }
 
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
 // bfloat16 on the matrix unit:
 //
 //   scores (keys, rows) = k q^T      o^T (Dv, rows) = o^T rescale + v^T p
@@ -334,7 +334,7 @@ void attend(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, 
   const int64_t unseen = most(seen.begin - range.begin, 0) / keys * keys;
   range = {range.begin + unseen, least(range.end, seen.end)};
   const bool none = range.begin >= range.end;
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
   if (!none && on_tiles(p)) return attend_on_tiles(p, s, kv_head, first_row, count, range, arena);
 #endif
   for (int64_t i = 0; i < padded * arena.value_stride; ++i) arena.state.o[i] = 0.0f;

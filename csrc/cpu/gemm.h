@@ -1,10 +1,10 @@
 // Matrix products for CPU kernels: c (m, n) float32 = a (m, k) times b (k, n), one thread per call.
 //
-// a and b are float, bfloat16 or float16 with any strides, their rows or columns gathered if the caller likes. At level
-// amx two bfloat16 go through the matrix unit in panels of their own: gemm_amx.h. Else a register tile of c runs along
-// the sum. One operand gives it vectors, from a panel that stays in the first-level cache; the other single numbers, to
-// be broadcast, from lines that lie dense along the sum: float32 is read where it lies, all else widened into a copy.
-// (Widening beats the bfloat16 dot instruction on machines without matrix units.) Which is which depends on b:
+// a and b are float, bfloat16 or float16 with any strides, their rows or columns gathered if the caller likes. Where
+// the processor multiplies bfloat16 itself two of them go through panels of their own: gemm_bfloat16.h. Else a register
+// tile of c runs along the sum. One operand gives it vectors, from a panel that stays in the first-level cache; the
+// other single numbers, to be broadcast, from lines that lie dense along the sum: float32 is read where it lies, all
+// else widened into a copy. Which is which depends on b:
 //
 //   rows dense, or nothing:   vectors of b, numbers of a    c grows where it lies
 //   columns dense (weights):  vectors of a, numbers of b    c^T grows, kTurned of its rows at a time
@@ -25,8 +25,8 @@
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "cpu/strided.h"
-#if defined(GK_SIMD_AMX)
-#include "cpu/gemm_amx.h"
+#if defined(GK_SIMD_BFLOAT16)
+#include "cpu/gemm_bfloat16.h"
 #endif
 
 namespace grokkernels::cpu {
@@ -291,6 +291,13 @@ void multiply_columns(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, con
 
 }  // namespace detail
 
+template <typename TA, typename TB>
+inline constexpr int kMostStreamed = kStreamRows;
+#if defined(GK_SIMD_BFLOAT16)
+template <>
+inline constexpr int kMostStreamed<bfloat16, bfloat16> = kStripsStreamed;  // more are few_rows_on_tiles'
+#endif
+
 // c[i] (m, n), rows ldc apart, = or += a (m, k) times b[i] (k, n): kProducts products that read and pack a once.
 template <int kProducts, typename TA, typename TB>
 void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB> (&b)[kProducts],
@@ -304,14 +311,13 @@ void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const St
   bool columns_dense = true;
   for (const Strided<TB>& x : b) columns_dense = columns_dense && x.row == 1 && x.rows == nullptr && x.cols == nullptr;
   const int64_t padded = (k + kLanes - 1) / kLanes * kLanes;
-  constexpr int kMostStreamed = kOnTiles<TA, TB> ? 2 : kStreamRows;  // more are few_rows_on_tiles'
-  if (columns_dense && m <= kMostStreamed && m * padded <= kPackedFloats) {
+  if (columns_dense && m <= kMostStreamed<TA, TB> && m * padded <= kPackedFloats) {
     float* rows = scratch<float>(detail::kScratchA, kPackedFloats);
     detail::pack(a, m, k, padded, rows, padded);
     for (int x = 0; x < kProducts; ++x) detail::stream_of(m, n, k, rows, padded, b[x], c[x], ldc, accumulate);
     return;
   }
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
   if constexpr (kOnTiles<TA, TB>) return detail::gemm_on_tiles(m, n, k, a, b, columns_dense, c, ldc, accumulate);
 #endif
   if (columns_dense)

@@ -20,7 +20,7 @@ struct Block {
   static constexpr int64_t kRows = kBlockRows, kCols = 512, kNarrow = 64, kStride = kCols + 16;
   static float* scratch(int slot) { return cpu::scratch<float>(slot, kRows * kStride); }
 };
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
 // The matrix unit is so fast that packing shows: 1 MB, with what is packed it fills the second-level cache.
 template <>
 struct Block<bfloat16> {

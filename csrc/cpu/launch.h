@@ -19,13 +19,16 @@
   namespace avx512 {                                                                                             \
   void name(const Params&);                                                                                      \
   }                                                                                                              \
+  namespace avx512bf16 {                                                                                         \
+  void name(const Params&);                                                                                      \
+  }                                                                                                              \
   namespace amx {                                                                                                \
   void name(const Params&);                                                                                      \
   }                                                                                                              \
   }                                                                                                              \
   void grokkernels::name##_cpu(const Params& params) {                                                           \
     static constexpr void (*kTable[])(const Params&) = {cpu::baseline::name, cpu::avx2::name, cpu::avx512::name, \
-                                                        cpu::amx::name};                                         \
+                                                        cpu::avx512bf16::name, cpu::amx::name};                  \
     kTable[cpu::level()](params);                                                                                \
   }                                                                                                              \
   static_assert(true)

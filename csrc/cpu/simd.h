@@ -1,7 +1,8 @@
 // Vectors of float for CPU kernels: one source, compiled once per instruction-set level.
 //
 // A file in csrc/cpu is built several times with -DGK_CPU_LEVEL=baseline, avx2 (-march=x86-64-v3), avx512
-// (-march=x86-64-v4) or amx (avx512 and a matrix unit: amx.h) and everything it defines lives in
+// (-march=x86-64-v4), avx512bf16 (and products of bfloat16) or amx (and a matrix unit: amx.h) and everything it defines
+// lives in
 //
 //   namespace grokkernels::cpu {
 //   inline namespace GK_CPU_LEVEL { ... }
@@ -23,28 +24,35 @@
 #include "../common/dtypes.h"
 
 #ifndef GK_CPU_LEVEL
-#error "define GK_CPU_LEVEL as baseline, avx2, avx512 or amx"
+#error "define GK_CPU_LEVEL as baseline, avx2, avx512, avx512bf16 or amx"
 #endif
 
 #define GK_CPU_LEVEL_baseline 1
 #define GK_CPU_LEVEL_avx2 2
 #define GK_CPU_LEVEL_avx512 3
-#define GK_CPU_LEVEL_amx 4
+#define GK_CPU_LEVEL_avx512bf16 4
+#define GK_CPU_LEVEL_amx 5
 #define GK_CPU_JOIN_(a, b) a##b
 #define GK_CPU_JOIN(a, b) GK_CPU_JOIN_(a, b)
 #define GK_CPU_LEVEL_NUMBER GK_CPU_JOIN(GK_CPU_LEVEL_, GK_CPU_LEVEL)
 
-#if GK_CPU_LEVEL_NUMBER == 3 || GK_CPU_LEVEL_NUMBER == 4
+#if GK_CPU_LEVEL_NUMBER >= 3 && GK_CPU_LEVEL_NUMBER <= 5
 #define GK_SIMD_AVX512 1
 #define GK_SIMD_X86 1
 #define GK_SIMD_FMA 1
 #if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
 #error "level avx512 needs -march=x86-64-v4"
 #endif
-#if GK_CPU_LEVEL_NUMBER == 4
+#if GK_CPU_LEVEL_NUMBER >= 4  // the processor rounds to bfloat16 and multiplies it
+#define GK_SIMD_BFLOAT16 1
+#if !defined(__AVX512BF16__)
+#error "levels avx512bf16 and amx need -mavx512bf16"
+#endif
+#endif
+#if GK_CPU_LEVEL_NUMBER == 5
 #define GK_SIMD_AMX 1
-#if !defined(__AMX_TILE__) || !defined(__AMX_BF16__) || !defined(__AVX512BF16__)
-#error "level amx needs -mamx-tile -mamx-bf16 -mavx512bf16"
+#if !defined(__AMX_TILE__) || !defined(__AMX_BF16__)
+#error "level amx needs -mamx-tile -mamx-bf16"
 #endif
 #endif
 #elif GK_CPU_LEVEL_NUMBER == 2
@@ -62,7 +70,7 @@
 #define GK_SIMD_FMA 1
 #endif
 #else
-#error "GK_CPU_LEVEL must be baseline, avx2, avx512 or amx"
+#error "GK_CPU_LEVEL must be baseline, avx2, avx512, avx512bf16 or amx"
 #endif
 
 #ifdef GK_SIMD_X86
@@ -359,9 +367,9 @@ GK_ALWAYS_INLINE vi bfloat16_in_upper_half(vf x) {
   return select(x != x, reinterpret_cast<vi>(u | 0x00400000u), reinterpret_cast<vi>(rounded));
 }
 
-// At level amx the processor rounds, to zero what is below 2^-126; elsewhere it takes seven instructions.
+// From level avx512bf16 on the processor rounds, to zero what is below 2^-126; elsewhere it takes seven instructions.
 GK_ALWAYS_INLINE vu16 narrow(vf x, bfloat16) {
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
   return reinterpret_cast<vu16>(_mm512_cvtneps_pbh(x));
 #else
   const vi u = bfloat16_in_upper_half(x);
@@ -535,7 +543,7 @@ GK_ALWAYS_INLINE VfPair load_pair(const T* p) {
 namespace detail {
 // The 2 * kLanes narrow elements of a pair, in memory order, as one register.
 GK_ALWAYS_INLINE vi narrow_pair(vf first, vf second, bfloat16) {
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
   return reinterpret_cast<vi>(_mm512_cvtne2ps_pbh(second, first));
 #else
 #if defined(GK_SIMD_X86)

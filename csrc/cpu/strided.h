@@ -24,10 +24,10 @@ struct Strided {
   }
 };
 
-// Whether products of these types run on the matrix unit.
+// Whether products of these types are the processor's own, in the strips of strips.h.
 template <typename TA, typename TB>
 inline constexpr bool kOnTiles = false;
-#if defined(GK_SIMD_AMX)
+#if defined(GK_SIMD_BFLOAT16)
 template <>
 inline constexpr bool kOnTiles<bfloat16, bfloat16> = true;
 #endif

@@ -3,7 +3,7 @@
 
 namespace grokkernels::cpu {
 
-enum Level : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAmx = 3, kNumLevels = 4 };
+enum Level : int { kBaseline = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4, kNumLevels = 5 };
 
 // Name of a level as levels.txt spells it; nullptr outside 0 .. kNumLevels - 1.
 const char* level_name(int level);

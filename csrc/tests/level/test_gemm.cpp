@@ -4,6 +4,7 @@
 //   g++ $flags -DGK_CPU_LEVEL=baseline test_gemm.cpp ../../cpu/runtime/*.cpp
 //   g++ $flags -DGK_CPU_LEVEL=avx2 -march=x86-64-v3 test_gemm.cpp ../../cpu/runtime/*.cpp
 //   g++ $flags -DGK_CPU_LEVEL=avx512 -march=x86-64-v4 test_gemm.cpp ../../cpu/runtime/*.cpp
+//   g++ $flags -DGK_CPU_LEVEL=avx512bf16 -march=x86-64-v4 -mavx512bf16 test_gemm.cpp ../../cpu/runtime/*.cpp
 //   g++ $flags -DGK_CPU_LEVEL=amx $(grep ^amx ../../cpu/levels.txt | cut -c4-) test_gemm.cpp ../../cpu/runtime/*.cpp
 //
 // Exits with 0 when everything holds, 1 when a check failed, 77 when this machine lacks the level's instructions.
@@ -124,8 +125,8 @@ void test_types() {
         test_product<TA, TB>(m, n, k, Layout(layout_a), Layout(layout_b), (layout_a + layout_b) % 2 == 1);
 }
 
-#if defined(GK_SIMD_AMX)
-// The shapes where the matrix unit's panels begin and end: one and two strips of rows and of columns, whole and not,
+#if defined(GK_SIMD_BFLOAT16)
+// The shapes where the panels of strips.h begin and end: one and two strips of rows and of columns, whole and not,
 // whole and broken tiles of the sum, two panels of it, two blocks of rows and of columns; rows that read dense columns
 // in place, one, three and six strips of them, and the first that copy them.
 void test_tiles() {
@@ -171,12 +172,16 @@ void test_neighbours() {
 int main() {
 #if defined(GK_SIMD_AMX)
   if (cpu::highest_level() < cpu::kAmx) return 77;
-  test_tiles();
-  test_neighbours();
+#elif defined(GK_SIMD_BFLOAT16)
+  if (!__builtin_cpu_supports("avx512bf16")) return 77;
 #elif defined(GK_SIMD_AVX512)
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl")) return 77;
 #elif defined(GK_SIMD_AVX2)
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 77;
+#endif
+#if defined(GK_SIMD_BFLOAT16)
+  test_tiles();
+  test_neighbours();
 #endif
   std::printf("level %s, tile %d x %d\n", GK_STRING(GK_CPU_LEVEL), cpu::kTileRows, cpu::kTileCols);
   test_types<float, float>();

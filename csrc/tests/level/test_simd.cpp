@@ -149,10 +149,10 @@ uint16_t nearest_by_search(float x) {
   return sign | (up ? high : low);
 }
 
-// Whether the vectors round x to zero although T has a denormal for it: at level amx the processor does.
+// Whether the vectors round x to zero although T has a denormal for it: from level avx512bf16 on the processor does.
 template <typename T>
 bool underflows(float x) {
-  return GK_CPU_LEVEL_NUMBER == 4 && std::is_same_v<T, bfloat16> && std::fabs(x) < 0x1p-126f;
+  return GK_CPU_LEVEL_NUMBER >= 4 && std::is_same_v<T, bfloat16> && std::fabs(x) < 0x1p-126f;
 }
 
 template <typename T>
@@ -529,6 +529,8 @@ static_assert(grokkernels::size_of(grokkernels::dtype_of<bfloat16>) == 2);
 int main() {
 #if defined(GK_SIMD_AMX)
   if (cpu::highest_level() < cpu::kAmx) return 77;
+#elif defined(GK_SIMD_BFLOAT16)
+  if (!__builtin_cpu_supports("avx512bf16")) return 77;
 #elif defined(GK_SIMD_AVX512)
   if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl")) return 77;
 #elif defined(GK_SIMD_AVX2)
