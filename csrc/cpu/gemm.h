@@ -291,13 +291,6 @@ void multiply_columns(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, con
 
 }  // namespace detail
 
-template <typename TA, typename TB>
-inline constexpr int kMostStreamed = kStreamRows;
-#if defined(GK_SIMD_BFLOAT16)
-template <>
-inline constexpr int kMostStreamed<bfloat16, bfloat16> = kStripsStreamed;  // more are few_rows_on_tiles'
-#endif
-
 // c[i] (m, n), rows ldc apart, = or += a (m, k) times b[i] (k, n): kProducts products that read and pack a once.
 template <int kProducts, typename TA, typename TB>
 void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB> (&b)[kProducts],
@@ -310,16 +303,16 @@ void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const St
   if (m <= 0 || n <= 0 || k <= 0) return;
   bool columns_dense = true;
   for (const Strided<TB>& x : b) columns_dense = columns_dense && x.row == 1 && x.rows == nullptr && x.cols == nullptr;
+#if defined(GK_SIMD_BFLOAT16)
+  if constexpr (kOnTiles<TA, TB>) return detail::gemm_on_tiles(m, n, k, a, b, columns_dense, c, ldc, accumulate);
+#endif
   const int64_t padded = (k + kLanes - 1) / kLanes * kLanes;
-  if (columns_dense && m <= kMostStreamed<TA, TB> && m * padded <= kPackedFloats) {
+  if (columns_dense && m <= kStreamRows && m * padded <= kPackedFloats) {
     float* rows = scratch<float>(detail::kScratchA, kPackedFloats);
     detail::pack(a, m, k, padded, rows, padded);
     for (int x = 0; x < kProducts; ++x) detail::stream_of(m, n, k, rows, padded, b[x], c[x], ldc, accumulate);
     return;
   }
-#if defined(GK_SIMD_BFLOAT16)
-  if constexpr (kOnTiles<TA, TB>) return detail::gemm_on_tiles(m, n, k, a, b, columns_dense, c, ldc, accumulate);
-#endif
   if (columns_dense)
     detail::multiply_columns(m, n, k, a, b, c, ldc, accumulate);
   else

@@ -10,7 +10,9 @@
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
-inline constexpr int kStripsStreamed = 2;  // rows of a up to which b passes faster as vectors of float32
+// Up to so many rows of a, columns of b are streamed, and what lies so many bytes ahead is asked for.
+inline constexpr int kStripsStreamed = 2;
+inline constexpr int64_t kStreamAhead = 4096;
 
 namespace detail {
 
