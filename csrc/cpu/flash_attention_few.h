@@ -9,9 +9,12 @@
 #include "cpu/loops.h"
 #include "cpu/parallel.h"
 #include "cpu/simd_math.h"
+#include "cpu/transpose.h"
+#if defined(GK_SIMD_BFLOAT16)
+#include "cpu/strips.h"
+#endif
 #if defined(GK_SIMD_AMX)
 #include "cpu/amx.h"
-#include "cpu/gemm_bfloat16.h"
 #endif
 
 namespace grokkernels::cpu {
@@ -70,29 +73,74 @@ class Ahead {
   int64_t k_head_, v_head_, heads_, key_ = 0, head_ = 0, allowed_ = 0;
 };
 
-// scores[r][n] = scale q[r] k[n] for kRows rows and one key.
-template <int kRows, typename T>
-GK_ALWAYS_INLINE void dots(const T* key, int64_t dim, const float* q, int64_t q_stride, float scale, float* scores) {
-  vf sum[kRows] = {};
-  for (int64_t c = 0; c < dim; c += kLanes) {
-    const vf x = c + kLanes <= dim ? load(key + c) : load_n(key + c, static_cast<int>(dim - c));
-    for (int r = 0; r < kRows; ++r) sum[r] = fma(x, load(q + r * q_stride + c), sum[r]);
+// q as `score` multiplies it: in float32, or where the processor has a product of bfloat16 as it is; rows are whole
+// steps, filled up with zeros.
+template <typename T>
+struct Query {
+  using Element = float;
+  static constexpr int kStep = kLanes;
+  GK_ALWAYS_INLINE static vf load_key(const T* p, int64_t left) {
+    return left >= kStep ? load(p) : load_n(p, static_cast<int>(left));
   }
-  for (int r = 0; r < kRows; ++r) scores[r * kFewKeys] = reduce_add(sum[r]) * scale;
+  GK_ALWAYS_INLINE static vf load_query(const float* p) { return load(p); }
+  GK_ALWAYS_INLINE static vf add_product(vf x, vf y, vf sum) { return fma(x, y, sum); }
+};
+#if defined(GK_SIMD_BFLOAT16)
+template <>
+struct Query<bfloat16> {
+  using Element = bfloat16;
+  static constexpr int kStep = 2 * kLanes;
+  GK_ALWAYS_INLINE static vf load_key(const bfloat16* p, int64_t left) {
+    return as_float(detail::load_elements(p, left));
+  }
+  GK_ALWAYS_INLINE static vf load_query(const bfloat16* p) { return as_float(detail::load_bytes(p)); }
+  GK_ALWAYS_INLINE static vf add_product(vf x, vf y, vf sum) { return detail::add_pairs(x, y, sum); }
+};
+#endif
+
+// scores[r][n ..] = scale q[r] k[n ..] for kRows rows and kLanes / kRows keys, so that one tree adds up all lanes. Keys
+// past the last one are the last one again.
+template <int kRows, typename T>
+GK_ALWAYS_INLINE void dots(const Block<T>& k, int64_t n, const typename Query<T>::Element* q, int64_t q_stride,
+                           float scale, float* scores) {
+  using Q = Query<T>;
+  constexpr int kKeys = kLanes / kRows;
+  const T* key[kKeys];
+  for (int i = 0; i < kKeys; ++i) key[i] = k.rows + least(n + i, k.keys - 1) * k.stride;
+  vf sum[kLanes] = {};
+  for (int64_t c = 0; c < k.dim; c += Q::kStep) {
+    vf row[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) row[r] = Q::load_query(q + r * q_stride + c);
+#pragma GCC unroll 16
+    for (int i = 0; i < kKeys; ++i) {
+      const vf x = Q::load_key(key[i] + c, k.dim - c);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) sum[r * kKeys + i] = Q::add_product(x, row[r], sum[r * kKeys + i]);
+    }
+  }
+  float all[kLanes];
+  store(all, sums_of_lanes(sum) * scale);
+  for (int r = 0; r < kRows; ++r) __builtin_memcpy(scores + r * kFewKeys + n, all + r * kKeys, kKeys * sizeof(float));
+}
+
+template <int kRows, typename T>
+GK_ALWAYS_INLINE void score_rows(const Block<T>& k, Ahead<T>& ahead, const typename Query<T>::Element* q,
+                                 int64_t q_stride, float scale, float* scores) {
+  for (int64_t n = 0; n < k.keys; n += kLanes / kRows) {
+    ahead.some(kLanes / kRows / 2);
+    dots<kRows>(k, n, q, q_stride, scale, scores);
+  }
 }
 
 // scores (rows, kFewKeys) = scale q k^T, while the next block comes nearer.
 template <typename T>
-[[gnu::noinline]] void score(const Block<T>& k, Ahead<T>& ahead, const float* q, int64_t q_stride, int64_t rows,
-                             float scale, float* scores) {
-  for (int64_t n = 0; n < k.keys; ++n) {
-    const T* key = k.rows + n * k.stride;
-    if (n % 2 == 0) ahead.some(1);
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) dots<4>(key, k.dim, q + r * q_stride, q_stride, scale, scores + r * kFewKeys + n);
-    for (; r + 2 <= rows; r += 2) dots<2>(key, k.dim, q + r * q_stride, q_stride, scale, scores + r * kFewKeys + n);
-    if (r < rows) dots<1>(key, k.dim, q + r * q_stride, q_stride, scale, scores + r * kFewKeys + n);
-  }
+[[gnu::noinline]] void score(const Block<T>& k, Ahead<T>& ahead, const typename Query<T>::Element* q, int64_t q_stride,
+                             int64_t rows, float scale, float* scores) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) score_rows<4>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
+  for (; r + 2 <= rows; r += 2) score_rows<2>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
+  if (r < rows) score_rows<1>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
 }
 
 // o[r] = rescale[r] o[r] + p[r] v for kRows rows and, from c on, kVectors vectors of columns, of which the last may be
@@ -262,9 +310,11 @@ inline void begin(const FlashAttentionProblem& p, int64_t first_head, int64_t ro
 template <typename T>
 void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t heads, KeyRange range,
                 bool with_sink, const State* states, int64_t value_stride) {
-  const int64_t group = p.heads / p.kv_heads, rows = s.queries * group, q_stride = round_up(p.dim, kLanes);
+  const int64_t group = p.heads / p.kv_heads, rows = s.queries * group;
+  using Element = typename few::Query<T>::Element;
+  const int64_t q_stride = round_up(p.dim, few::Query<T>::kStep);
   float* scores = scratch<float>(0, kFewRows * kFewKeys + heads * rows * q_stride);
-  float* queries = scores + kFewRows * kFewKeys;
+  Element* queries = reinterpret_cast<Element*>(scores + kFewRows * kFewKeys);
   RowFacts* facts = scratch<RowFacts>(5, heads * rows);
 #if defined(GK_SIMD_AMX)
   const bool tiles = few::on_tiles(p, rows);
@@ -273,7 +323,14 @@ void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_he
 #endif
   for (int64_t h = 0; h < heads; ++h) {
     const FoldedRows q = folded(p.q, s, s.first_query, (kv_head + h) * group, group);
-    load_rows<T>(q, 0, rows, p.dim, queries + h * rows * q_stride, q_stride);
+    Element* mine = queries + h * rows * q_stride;
+    if constexpr (std::is_same_v<Element, float>) {
+      load_rows<T>(q, 0, rows, p.dim, mine, q_stride);
+    } else {
+      __builtin_memset(mine, 0, static_cast<size_t>(rows * q_stride) * sizeof(Element));
+      for (int64_t r = 0; r < rows; ++r)
+        __builtin_memcpy(mine + r * q_stride, static_cast<const T*>(q.data) + q.at(r), static_cast<size_t>(p.dim) * 2);
+    }
     for (int64_t r = 0; r < rows; ++r) facts[h * rows + r] = row_facts(p, s, kv_head + h, r);
     few::begin(p, (kv_head + h) * group, rows, with_sink, states[h], value_stride);
 #if defined(GK_SIMD_AMX)

@@ -51,9 +51,7 @@ void stream_pairs(int64_t n, int64_t k, const bfloat16* a, int64_t a_stride, con
                   int64_t ldc, bool accumulate) {
   constexpr int kChains = 4;  // of sums per row, to hide the latency of the dot product
   const auto dot = [](const bfloat16* row, vf column, vf sum) __attribute__((always_inline)) {
-    const auto operand = [](vf x) __attribute__((always_inline)) { return reinterpret_cast<__m512bh>(x); };
-    return reinterpret_cast<vf>(
-        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), operand(as_float(load_bytes(row))), operand(column)));
+    return add_pairs(as_float(load_bytes(row)), column, sum);
   };
   for (int64_t j = 0; j < n; ++j) {
     const bfloat16* column = b.data + j * b.col;

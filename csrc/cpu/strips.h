@@ -37,6 +37,12 @@ GK_ALWAYS_INLINE vi load_elements(const bfloat16* p, int64_t n) {  // the first 
   return reinterpret_cast<vi>(_mm512_maskz_loadu_epi16((1u << n) - 1, p));
 }
 
+// sum + the products of two elements in each lane; see strips_dot.h for its rounding.
+GK_ALWAYS_INLINE vf add_pairs(vf x, vf y, vf sum) {
+  return reinterpret_cast<vf>(
+      _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(y)));
+}
+
 // x[i] = elements p .. p + kTileDepth of line i: a's form.
 GK_ALWAYS_INLINE void read_along(const Lines<bfloat16>& in, int64_t line, int64_t lines, int64_t p, int64_t depth,
                                  vf (&x)[kTileLines]) {

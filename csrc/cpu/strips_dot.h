@@ -31,18 +31,16 @@ static_assert(kTileLines % kDotRows == 0);
 template <int kStrips>
 GK_ALWAYS_INLINE void dot_tile(const bfloat16* a, int64_t row, const bfloat16* b, vf (&sum)[kDotRows][kStrips]) {
   for (int pair = 0; pair < kTileDepth; pair += 2) {
-    __m512bh right[kStrips];
+    vf right[kStrips];
 #pragma GCC unroll 2
-    for (int s = 0; s < kStrips; ++s)
-      right[s] = reinterpret_cast<__m512bh>(load_bytes(b + s * kStripElements + pair * kTileLines));
+    for (int s = 0; s < kStrips; ++s) right[s] = as_float(load_bytes(b + s * kStripElements + pair * kTileLines));
 #pragma GCC unroll 8
     for (int r = 0; r < kDotRows; ++r) {
       int32_t two;
       __builtin_memcpy(&two, a + r * row + pair, sizeof(two));
-      const __m512bh left = reinterpret_cast<__m512bh>(_mm512_set1_epi32(two));
+      const vf left = as_float(set1(two));
 #pragma GCC unroll 2
-      for (int s = 0; s < kStrips; ++s)
-        sum[r][s] = reinterpret_cast<vf>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum[r][s]), left, right[s]));
+      for (int s = 0; s < kStrips; ++s) sum[r][s] = add_pairs(left, right[s], sum[r][s]);
     }
   }
 }
