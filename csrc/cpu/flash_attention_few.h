@@ -187,6 +187,82 @@ template <typename T>
   if (r < rows) weigh_rows<1>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
 }
 
+#if defined(GK_SIMD_BFLOAT16)
+// p (rows, kFewKeys) rounded, in place of its first half; sum is brought up to date as that of p was.
+inline void round_weights(float* p, const float* rescale, int64_t rows, float* sum) {
+  for (int64_t r = 0; r < rows; ++r) {
+    bfloat16* rounded = reinterpret_cast<bfloat16*>(p + r * kFewKeys);
+    vf total = zero();
+    for (int64_t n = 0; n < kFewKeys; n += 2 * kLanes) {
+      const VfPair x = load_pair(p + r * kFewKeys + n);
+      store_pair(rounded + n, x.first, x.second);
+      const VfPair y = load_pair(rounded + n);
+      total = total + y.first + y.second;
+    }
+    sum[r] = sum[r] * rescale[r] + reduce_add(total);
+  }
+}
+
+// `weigh` of kSets times 2 kLanes columns with p rounded: a lane adds the products of two keys at once.
+template <int kRows, int kSets>
+GK_ALWAYS_INLINE void weigh_pairs(const Block<bfloat16>& v, Ahead<bfloat16>& ahead, int64_t c, const float* p,
+                                  const float* rescale, float* o, int64_t value_stride) {
+  vf low[kRows][kSets] = {}, high[kRows][kSets] = {};  // the first and the second four of every eight columns
+  for (int64_t n = 0; n < v.keys; n += 2) {
+    if (n % 4 == 0) ahead.some(1);
+    const bfloat16* row = v.rows + n * v.stride + c;
+#pragma GCC unroll 4
+    for (int u = 0; u < kSets; ++u) {
+      const __m512i even = _mm512_loadu_si512(row + u * 2 * kLanes);
+      const __m512i odd = n + 1 < v.keys ? _mm512_loadu_si512(row + v.stride + u * 2 * kLanes) : _mm512_setzero_si512();
+      const vf first = reinterpret_cast<vf>(_mm512_unpacklo_epi16(even, odd));
+      const vf second = reinterpret_cast<vf>(_mm512_unpackhi_epi16(even, odd));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        int32_t two;
+        __builtin_memcpy(&two, reinterpret_cast<const bfloat16*>(p + r * kFewKeys) + n, sizeof(two));
+        const vf weights = as_float(set1(two));
+        low[r][u] = detail::add_pairs(weights, first, low[r][u]);
+        high[r][u] = detail::add_pairs(weights, second, high[r][u]);
+      }
+    }
+  }
+  const vi first = {0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23}, second = first + 8;
+  const auto in_order = [](vf x, vi index, vf y) __attribute__((always_inline)) {
+    return reinterpret_cast<vf>(_mm512_permutex2var_ps(reinterpret_cast<__m512>(x), reinterpret_cast<__m512i>(index),
+                                                       reinterpret_cast<__m512>(y)));
+  };
+  for (int r = 0; r < kRows; ++r)
+    for (int u = 0; u < kSets; ++u) {
+      float* at = o + r * value_stride + c + u * 2 * kLanes;
+      const vf factor = set1(rescale[r]);
+      store(at, fma(load(at), factor, in_order(low[r][u], first, high[r][u])));
+      store(at + kLanes, fma(load(at + kLanes), factor, in_order(low[r][u], second, high[r][u])));
+    }
+}
+
+template <int kRows>
+GK_ALWAYS_INLINE void weigh_rows_in_pairs(const Block<bfloat16>& v, Ahead<bfloat16>& ahead, const float* p,
+                                          const float* rescale, float* o, int64_t value_stride) {
+  constexpr int kSets = kRows == 4 ? 2 : 4;  // of 32 registers
+  int64_t c = 0;
+  for (; c + kSets * 2 * kLanes <= v.dim; c += kSets * 2 * kLanes)
+    weigh_pairs<kRows, kSets>(v, ahead, c, p, rescale, o, value_stride);
+  for (; c < v.dim; c += 2 * kLanes) weigh_pairs<kRows, 1>(v, ahead, c, p, rescale, o, value_stride);
+}
+
+// `add_values` with p rounded; columns in whole sets.
+[[gnu::noinline]] inline void add_values_in_pairs(const Block<bfloat16>& v, Ahead<bfloat16>& ahead, const float* p,
+                                                  const float* rescale, int64_t rows, float* o, int64_t value_stride) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4)
+    weigh_rows_in_pairs<4>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  for (; r + 2 <= rows; r += 2)
+    weigh_rows_in_pairs<2>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  if (r < rows) weigh_rows_in_pairs<1>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+}
+#endif
+
 // Scores of one row -> exp(score - top), zero past the last key; gives the factor that o must be multiplied by.
 [[gnu::noinline]] inline float softmax(const FlashAttentionProblem& p, const RowFacts& facts, int64_t key, int64_t keys,
                                        float* scores, float& top, float& sum) {
@@ -313,13 +389,23 @@ void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_he
   const int64_t group = p.heads / p.kv_heads, rows = s.queries * group;
   using Element = typename few::Query<T>::Element;
   const int64_t q_stride = round_up(p.dim, few::Query<T>::kStep);
-  float* scores = scratch<float>(0, kFewRows * kFewKeys + heads * rows * q_stride);
-  Element* queries = reinterpret_cast<Element*>(scores + kFewRows * kFewKeys);
+  float* scores = scratch<float>(0, kFewRows * kFewKeys + heads * rows * (q_stride + 1));
+  float* rounded = scores + kFewRows * kFewKeys;
+  Element* queries = reinterpret_cast<Element*>(rounded + heads * rows);
   RowFacts* facts = scratch<RowFacts>(5, heads * rows);
 #if defined(GK_SIMD_AMX)
   const bool tiles = few::on_tiles(p, rows);
   bfloat16* panels = scratch<bfloat16>(7, tiles ? heads * few::kQueriesPanel : 0);
   if (tiles) configure_tiles();
+#else
+  constexpr bool tiles = false;
+#endif
+#if defined(GK_SIMD_BFLOAT16)
+  // The processor's own products take p rounded: o is then multiplied by the sum of p over that of what was rounded, so
+  // that weights still sum to one.
+  const bool pairs = dtype_of<T> == DType::bfloat16 && !tiles && p.value_dim % (2 * kLanes) == 0;
+#else
+  constexpr bool pairs = false;
 #endif
   for (int64_t h = 0; h < heads; ++h) {
     const FoldedRows q = folded(p.q, s, s.first_query, (kv_head + h) * group, group);
@@ -333,6 +419,7 @@ void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_he
     }
     for (int64_t r = 0; r < rows; ++r) facts[h * rows + r] = row_facts(p, s, kv_head + h, r);
     few::begin(p, (kv_head + h) * group, rows, with_sink, states[h], value_stride);
+    for (int64_t r = 0; r < rows; ++r) rounded[h * rows + r] = states[h].sum[r];
 #if defined(GK_SIMD_AMX)
     if (tiles) few::pack_queries(q, rows, p.dim, panels + h * few::kQueriesPanel);
 #endif
@@ -378,6 +465,16 @@ void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_he
 #endif
       few::score(k, ahead, queries + h * rows * q_stride, q_stride, rows, scale, scores);
       softmax();
+#if defined(GK_SIMD_BFLOAT16)
+      if constexpr (dtype_of<T> == DType::bfloat16) {
+        if (pairs) {
+          few::round_weights(scores, rescale, rows, rounded + h * rows);
+          few::add_values_in_pairs(v, ahead, scores, rescale, rows, state.o, value_stride);
+          ahead.rest();
+          continue;
+        }
+      }
+#endif
       few::add_values(v, ahead, scores, rescale, rows, state.o, value_stride);
       ahead.rest();
     }
@@ -385,6 +482,11 @@ void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_he
 #if defined(GK_SIMD_AMX)
   if (tiles) release_tiles();
 #endif
+  for (int64_t i = 0; pairs && i < heads * rows; ++i) {
+    const State& state = states[i / rows];
+    const float ratio = rounded[i] > 0.0f ? state.sum[i % rows] / rounded[i] : 0.0f;
+    for (int64_t c = 0; c < value_stride; ++c) state.o[i % rows * value_stride + c] *= ratio;
+  }
 }
 
 }  // namespace GK_CPU_LEVEL
