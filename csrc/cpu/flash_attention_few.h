@@ -8,11 +8,9 @@
 #include "cpu/flash_attention_tiles.h"
 #include "cpu/loops.h"
 #include "cpu/parallel.h"
+#include "cpu/products.h"
 #include "cpu/simd_math.h"
 #include "cpu/transpose.h"
-#if defined(GK_SIMD_BFLOAT16)
-#include "cpu/strips.h"
-#endif
 #if defined(GK_SIMD_AMX)
 #include "cpu/amx.h"
 #endif
@@ -73,50 +71,25 @@ class Ahead {
   int64_t k_head_, v_head_, heads_, key_ = 0, head_ = 0, allowed_ = 0;
 };
 
-// q as `score` multiplies it: in float32, or where the processor has a product of bfloat16 as it is; rows are whole
-// steps, filled up with zeros.
-template <typename T>
-struct Query {
-  using Element = float;
-  static constexpr int kStep = kLanes;
-  GK_ALWAYS_INLINE static vf load_key(const T* p, int64_t left) {
-    return left >= kStep ? load(p) : load_n(p, static_cast<int>(left));
-  }
-  GK_ALWAYS_INLINE static vf load_query(const float* p) { return load(p); }
-  GK_ALWAYS_INLINE static vf add_product(vf x, vf y, vf sum) { return fma(x, y, sum); }
-};
-#if defined(GK_SIMD_BFLOAT16)
-template <>
-struct Query<bfloat16> {
-  using Element = bfloat16;
-  static constexpr int kStep = 2 * kLanes;
-  GK_ALWAYS_INLINE static vf load_key(const bfloat16* p, int64_t left) {
-    return as_float(detail::load_elements(p, left));
-  }
-  GK_ALWAYS_INLINE static vf load_query(const bfloat16* p) { return as_float(detail::load_bytes(p)); }
-  GK_ALWAYS_INLINE static vf add_product(vf x, vf y, vf sum) { return detail::add_pairs(x, y, sum); }
-};
-#endif
-
 // scores[r][n ..] = scale q[r] k[n ..] for kRows rows and kLanes / kRows keys, so that one tree adds up all lanes. Keys
 // past the last one are the last one again.
 template <int kRows, typename T>
-GK_ALWAYS_INLINE void dots(const Block<T>& k, int64_t n, const typename Query<T>::Element* q, int64_t q_stride,
+GK_ALWAYS_INLINE void dots(const Block<T>& k, int64_t n, const typename Products<T, T>::Other* q, int64_t q_stride,
                            float scale, float* scores) {
-  using Q = Query<T>;
+  using P = Products<T, T>;
   constexpr int kKeys = kLanes / kRows;
   const T* key[kKeys];
   for (int i = 0; i < kKeys; ++i) key[i] = k.rows + least(n + i, k.keys - 1) * k.stride;
   vf sum[kLanes] = {};
-  for (int64_t c = 0; c < k.dim; c += Q::kStep) {
+  for (int64_t c = 0; c < k.dim; c += P::kStep) {
     vf row[kRows];
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) row[r] = Q::load_query(q + r * q_stride + c);
+    for (int r = 0; r < kRows; ++r) row[r] = P::other(q + r * q_stride + c);
 #pragma GCC unroll 16
     for (int i = 0; i < kKeys; ++i) {
-      const vf x = Q::load_key(key[i] + c, k.dim - c);
+      const vf x = P::first(key[i] + c, k.dim - c);
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) sum[r * kKeys + i] = Q::add_product(x, row[r], sum[r * kKeys + i]);
+      for (int r = 0; r < kRows; ++r) sum[r * kKeys + i] = P::add(x, row[r], sum[r * kKeys + i]);
     }
   }
   float all[kLanes];
@@ -125,7 +98,7 @@ GK_ALWAYS_INLINE void dots(const Block<T>& k, int64_t n, const typename Query<T>
 }
 
 template <int kRows, typename T>
-GK_ALWAYS_INLINE void score_rows(const Block<T>& k, Ahead<T>& ahead, const typename Query<T>::Element* q,
+GK_ALWAYS_INLINE void score_rows(const Block<T>& k, Ahead<T>& ahead, const typename Products<T, T>::Other* q,
                                  int64_t q_stride, float scale, float* scores) {
   for (int64_t n = 0; n < k.keys; n += kLanes / kRows) {
     ahead.some(kLanes / kRows / 2);
@@ -135,8 +108,8 @@ GK_ALWAYS_INLINE void score_rows(const Block<T>& k, Ahead<T>& ahead, const typen
 
 // scores (rows, kFewKeys) = scale q k^T, while the next block comes nearer.
 template <typename T>
-[[gnu::noinline]] void score(const Block<T>& k, Ahead<T>& ahead, const typename Query<T>::Element* q, int64_t q_stride,
-                             int64_t rows, float scale, float* scores) {
+[[gnu::noinline]] void score(const Block<T>& k, Ahead<T>& ahead, const typename Products<T, T>::Other* q,
+                             int64_t q_stride, int64_t rows, float scale, float* scores) {
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) score_rows<4>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
   for (; r + 2 <= rows; r += 2) score_rows<2>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
@@ -387,8 +360,8 @@ template <typename T>
 void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_head, int64_t heads, KeyRange range,
                 bool with_sink, const State* states, int64_t value_stride) {
   const int64_t group = p.heads / p.kv_heads, rows = s.queries * group;
-  using Element = typename few::Query<T>::Element;
-  const int64_t q_stride = round_up(p.dim, few::Query<T>::kStep);
+  using Element = typename Products<T, T>::Other;
+  const int64_t q_stride = round_up(p.dim, Products<T, T>::kStep);
   float* scores = scratch<float>(0, kFewRows * kFewKeys + heads * rows * (q_stride + 1));
   float* rounded = scores + kFewRows * kFewKeys;
   Element* queries = reinterpret_cast<Element*>(rounded + heads * rows);
@@ -398,7 +371,7 @@ void attend_few(const FlashAttentionProblem& p, const Sequence& s, int64_t kv_he
   bfloat16* panels = scratch<bfloat16>(7, tiles ? heads * few::kQueriesPanel : 0);
   if (tiles) configure_tiles();
 #else
-  constexpr bool tiles = false;
+  [[maybe_unused]] constexpr bool tiles = false;
 #endif
 #if defined(GK_SIMD_BFLOAT16)
   // The processor's own products take p rounded: o is then multiplied by the sum of p over that of what was rounded, so

@@ -23,6 +23,7 @@
 #include "cpu/loops.h"
 #include "cpu/pack.h"
 #include "cpu/parallel.h"
+#include "cpu/products.h"
 #include "cpu/simd.h"
 #include "cpu/strided.h"
 #if defined(GK_SIMD_BFLOAT16)
@@ -175,28 +176,29 @@ void pack_panels(const Strided<T>& b, int64_t depth, int64_t cols, float* panels
 }
 
 // c (kRows, n) = or += a (kRows, k) times b, whose columns lie dense in memory: dot products, column after column, so
-// that b is read once, in the order of memory, and never copied. a is float32, rows a_stride apart, zero up to it.
-template <int kRows, typename T>
-void stream(int64_t n, int64_t k, const float* a, int64_t a_stride, const Strided<T>& b, float* c, int64_t ldc,
-            bool accumulate) {
-  constexpr int kChains = 4;  // of sums per row, to hide the latency of the fused multiply-add
+// that b is read once, in the order of memory, and never copied. Rows of a are a_stride apart, zero up to it.
+template <typename P, int kRows, typename T>
+void stream(int64_t n, int64_t k, const typename P::Other* a, int64_t a_stride, const Strided<T>& b, float* c,
+            int64_t ldc, bool accumulate) {
+  constexpr int kChains = 4;  // of sums per row, to hide the latency of the multiply-add
   for (int64_t j = 0; j < n; ++j) {
     const T* column = b.data + j * b.col;
     vf sum[kRows][kChains] = {};
     int64_t p = 0;
-    for (; p + kChains * kLanes <= k; p += kChains * kLanes) {
-      ask_ahead(column + p, kChains * kLanes * static_cast<int64_t>(sizeof(T)), 4096);
+    for (; p + kChains * P::kStep <= k; p += kChains * P::kStep) {
+      if constexpr (P::kAskAhead > 0)
+        ask_ahead(column + p, kChains * P::kStep * static_cast<int64_t>(sizeof(T)), P::kAskAhead);
 #pragma GCC unroll 8
       for (int v = 0; v < kChains; ++v) {
-        const vf y = load(column + p + v * kLanes);
+        const vf x = P::first(column + p + v * P::kStep);
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) sum[r][v] = fma(load(a + r * a_stride + p + v * kLanes), y, sum[r][v]);
+        for (int r = 0; r < kRows; ++r) sum[r][v] = P::add(x, P::other(a + r * a_stride + p + v * P::kStep), sum[r][v]);
       }
     }
-    for (; p < k; p += kLanes) {
-      const vf y = load_n(column + p, k - p < kLanes ? static_cast<int>(k - p) : kLanes);
+    for (; p < k; p += P::kStep) {
+      const vf x = P::first(column + p, k - p);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sum[r][0] = fma(load(a + r * a_stride + p), y, sum[r][0]);
+      for (int r = 0; r < kRows; ++r) sum[r][0] = P::add(x, P::other(a + r * a_stride + p), sum[r][0]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -207,13 +209,23 @@ void stream(int64_t n, int64_t k, const float* a, int64_t a_stride, const Stride
   }
 }
 
-template <typename T, int kRows = kStreamRows>
-void stream_of(int64_t rows, int64_t n, int64_t k, const float* a, int64_t a_stride, const Strided<T>& b, float* c,
-               int64_t ldc, bool accumulate) {
+template <typename P, int kRows, typename T>
+void stream_of(int64_t rows, int64_t n, int64_t k, const typename P::Other* a, int64_t a_stride, const Strided<T>& b,
+               float* c, int64_t ldc, bool accumulate) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return stream_of<T, kRows - 1>(rows, n, k, a, a_stride, b, c, ldc, accumulate);
+    if (rows < kRows) return stream_of<P, kRows - 1>(rows, n, k, a, a_stride, b, c, ldc, accumulate);
   }
-  stream<kRows>(n, k, a, a_stride, b, c, ldc, accumulate);
+  stream<P, kRows>(n, k, a, a_stride, b, c, ldc, accumulate);
+}
+
+// Rows of a as `stream` takes them.
+template <typename T>
+void pack_streamed(const Strided<T>& a, int64_t rows, int64_t k, int64_t padded, float* out) {
+  pack(a, rows, k, padded, out, padded);
+}
+inline void pack_streamed(const Strided<bfloat16>& a, int64_t rows, int64_t k, int64_t padded, bfloat16* out) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t p = 0; p < padded; ++p) out[i * padded + p] = p < k ? *lines_of(a).at(i, p) : bfloat16{};
 }
 
 // c[i] (m, n) = or += a times b[i], c[i] where it lies: vectors of b, numbers of a.
@@ -291,6 +303,14 @@ void multiply_columns(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, con
 
 }  // namespace detail
 
+// Rows of a up to which columns of b are streamed.
+template <typename TA, typename TB>
+inline constexpr int kMostStreamed = kStreamRows;
+#if defined(GK_SIMD_BFLOAT16)
+template <>
+inline constexpr int kMostStreamed<bfloat16, bfloat16> = kStripsStreamed;
+#endif
+
 // c[i] (m, n), rows ldc apart, = or += a (m, k) times b[i] (k, n): kProducts products that read and pack a once.
 template <int kProducts, typename TA, typename TB>
 void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const Strided<TB> (&b)[kProducts],
@@ -303,16 +323,18 @@ void gemm_shared(int64_t m, int64_t n, int64_t k, const Strided<TA>& a, const St
   if (m <= 0 || n <= 0 || k <= 0) return;
   bool columns_dense = true;
   for (const Strided<TB>& x : b) columns_dense = columns_dense && x.row == 1 && x.rows == nullptr && x.cols == nullptr;
+  using P = Products<TA, TB>;
+  const int64_t padded = (k + P::kStep - 1) / P::kStep * P::kStep;
+  if (columns_dense && m <= kMostStreamed<TA, TB> && m * padded <= kPackedFloats) {
+    auto* rows = scratch<typename P::Other>(detail::kScratchA, kPackedFloats);
+    detail::pack_streamed(a, m, k, padded, rows);
+    for (int x = 0; x < kProducts; ++x)
+      detail::stream_of<P, kMostStreamed<TA, TB>>(m, n, k, rows, padded, b[x], c[x], ldc, accumulate);
+    return;
+  }
 #if defined(GK_SIMD_BFLOAT16)
   if constexpr (kOnTiles<TA, TB>) return detail::gemm_on_tiles(m, n, k, a, b, columns_dense, c, ldc, accumulate);
 #endif
-  const int64_t padded = (k + kLanes - 1) / kLanes * kLanes;
-  if (columns_dense && m <= kStreamRows && m * padded <= kPackedFloats) {
-    float* rows = scratch<float>(detail::kScratchA, kPackedFloats);
-    detail::pack(a, m, k, padded, rows, padded);
-    for (int x = 0; x < kProducts; ++x) detail::stream_of(m, n, k, rows, padded, b[x], c[x], ldc, accumulate);
-    return;
-  }
   if (columns_dense)
     detail::multiply_columns(m, n, k, a, b, c, ldc, accumulate);
   else

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "cpu/loops.h"
 #include "cpu/parallel.h"
 #if defined(GK_SIMD_AMX)
 #include "cpu/strips_amx.h"
@@ -43,51 +42,6 @@ inline void multiply_panels(int64_t rows, int64_t cols, int64_t depth, const bfl
 }
 
 namespace detail {
-
-// c (kRows, n) = or += a (kRows, k) times b, whose columns lie dense in memory: dot products, column after column, so
-// that b is read once, in the order of memory. Rows of a are dense and zero up to a_stride, whole tiles deep.
-template <int kRows>
-void stream_pairs(int64_t n, int64_t k, const bfloat16* a, int64_t a_stride, const Strided<bfloat16>& b, float* c,
-                  int64_t ldc, bool accumulate) {
-  constexpr int kChains = 4;  // of sums per row, to hide the latency of the dot product
-  const auto dot = [](const bfloat16* row, vf column, vf sum) __attribute__((always_inline)) {
-    return add_pairs(as_float(load_bytes(row)), column, sum);
-  };
-  for (int64_t j = 0; j < n; ++j) {
-    const bfloat16* column = b.data + j * b.col;
-    vf sum[kRows][kChains] = {};
-    int64_t p = 0;
-    for (; p + kChains * kTileDepth <= k; p += kChains * kTileDepth) {
-      if constexpr (kStreamAhead > 0) ask_ahead(column + p, kChains * kTileDepth * 2, kStreamAhead);
-#pragma GCC unroll 8
-      for (int v = 0; v < kChains; ++v) {
-        const vf y = as_float(load_bytes(column + p + v * kTileDepth));
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) sum[r][v] = dot(a + r * a_stride + p + v * kTileDepth, y, sum[r][v]);
-      }
-    }
-    for (; p < k; p += kTileDepth) {
-      const vf y = as_float(load_elements(column + p, k - p));
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sum[r][0] = dot(a + r * a_stride + p, y, sum[r][0]);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const float all = reduce_add((sum[r][0] + sum[r][1]) + (sum[r][2] + sum[r][3]));
-      float* out = c + r * ldc + j;
-      *out = accumulate ? *out + all : all;
-    }
-  }
-}
-
-template <int kRows = kStripsStreamed>
-void stream_pairs_of(int64_t rows, int64_t n, int64_t k, const bfloat16* a, int64_t a_stride,
-                     const Strided<bfloat16>& b, float* c, int64_t ldc, bool accumulate) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return stream_pairs_of<kRows - 1>(rows, n, k, a, a_stride, b, c, ldc, accumulate);
-  }
-  stream_pairs<kRows>(n, k, a, a_stride, b, c, ldc, accumulate);
-}
 
 // Few rows wait for b: where its columns are dense along the sum nothing of it is copied. All rows pass two strips of
 // it before the next ones. n is a multiple of two strips, k of a tile's depth.
@@ -161,14 +115,6 @@ void columns_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& 
 template <int kProducts>
 void gemm_on_tiles(int64_t m, int64_t n, int64_t k, const Strided<bfloat16>& a, const Strided<bfloat16> (&b)[kProducts],
                    bool columns_dense, float* const (&c)[kProducts], int64_t ldc, bool accumulate) {
-  const int64_t padded = (k + kTileDepth - 1) / kTileDepth * kTileDepth;
-  if (columns_dense && m <= kStripsStreamed && m * padded <= kTilesPacked) {
-    bfloat16* rows = scratch<bfloat16>(kScratchA, kTilesPacked);
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t p = 0; p < padded; ++p) rows[i * padded + p] = p < k ? *lines_of(a).at(i, p) : bfloat16{};
-    for (int x = 0; x < kProducts; ++x) stream_pairs_of(m, n, k, rows, padded, b[x], c[x], ldc, accumulate);
-    return;
-  }
   if (columns_dense && m <= kMostInPlace && n % (2 * kTileLines) == 0 && k % kTileDepth == 0)
     return few_rows_on_tiles(m, n, k, a, b, c, ldc, accumulate);
   // What is turned round: a and c, or b, which is read faster.

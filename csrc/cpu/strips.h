@@ -24,6 +24,16 @@ inline constexpr int kTileElements = kTileLines * kTileDepth;  // of a or b
 
 inline constexpr int64_t kTilesDepth = 256;  // of a panel
 
+// Up to so many rows of a, columns of b are streamed as dot products of pairs, and what lies so many bytes ahead is
+// asked for.
+#if defined(GK_SIMD_AMX)
+inline constexpr int kStripsStreamed = 2;
+inline constexpr int64_t kStreamAhead = 4096;
+#else
+inline constexpr int kStripsStreamed = 4;
+inline constexpr int64_t kStreamAhead = 0;
+#endif
+
 namespace detail {
 
 // From strip to strip, per line: a cache line more than its tiles, so that strips do not compete for the same sets.

@@ -10,10 +10,6 @@
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
-// Up to so many rows of a, columns of b are streamed, and what lies so many bytes ahead is asked for.
-inline constexpr int kStripsStreamed = 2;
-inline constexpr int64_t kStreamAhead = 4096;
-
 namespace detail {
 
 // One tile of c, or the part (rows, cols) of it that there is, from and to memory.

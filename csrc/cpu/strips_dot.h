@@ -14,10 +14,6 @@
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
-// Up to so many rows of a, columns of b are streamed, and what lies so many bytes ahead is asked for.
-inline constexpr int kStripsStreamed = 4;
-inline constexpr int64_t kStreamAhead = 0;
-
 // The matrix unit has to be configured, vectors do not.
 GK_ALWAYS_INLINE void configure_tiles() {}
 GK_ALWAYS_INLINE void release_tiles() {}
