@@ -556,8 +556,12 @@ class Grok(nn.Module):
         for _ in range(count):
             with torch.no_grad():  # never held over a yield, where the caller's code runs
                 y, _ = self._features(tokens, cache)
-                p = probabilities(self._logits(y[0, -1]).cpu(), temperature=temperature, top_k=top_k, top_p=top_p)
-                token = int(torch.multinomial(p, 1, generator=generator))
+                logits = self._logits(y[0, -1]).cpu()
+                if temperature == 0:
+                    token = int(logits.argmax())
+                else:
+                    p = probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+                    token = int(torch.multinomial(p, 1, generator=generator))
             if token == eos:
                 return
             yield token

@@ -6,7 +6,9 @@ arithmetic in float32 and keep bfloat16 for memory and for the operands of `tl.d
 that round to nearest even, products that widen their operands, and an error for any other arithmetic.
 
 Sums are those of a GPU in kind: numpy adds pairwise along contiguous elements, as a tree of threads does, but one after
-another along other axes, where the error grows. And like a GPU it says nothing about infinities and NaNs on the way.
+another along other axes, where the error grows. Products of float32 are added up eight at a time, as by a tensor core:
+the order of numpy's BLAS, and so the error, is another one on every machine. And like a GPU it says nothing about
+infinities and NaNs on the way.
 """
 
 from __future__ import annotations
@@ -60,7 +62,12 @@ def _dot(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
         a, b = (TensorHandle(widened(x.data), tl.float32) if _is_bf16(x) else x for x in (a, b))
         # numpy multiplies float16 matrices element by element; float32 ones with BLAS.
         a, b = (TensorHandle(x.data.astype(np.float32), tl.float32) if x.dtype == tl.float16 else x for x in (a, b))
-        return original(self, a, b, *rest)
+        if a.data.ndim != 2 or a.data.shape[1] % _DEPTH or a.dtype != tl.float32:
+            return original(self, a, b, *rest)
+        steps = a.data.shape[1] // _DEPTH
+        left = a.data.reshape(-1, steps, _DEPTH).swapaxes(0, 1)
+        products = np.matmul(left, b.data.reshape(steps, _DEPTH, -1)).sum(0)
+        return TensorHandle(products + rest[0].data, rest[0].dtype.scalar)
 
     return dot
 
@@ -95,6 +102,7 @@ def _sum(self: Any, values: Any) -> Any:
     return self.to_tensor(data, values.dtype)
 
 
+_DEPTH = 8  # products of float32 that a tensor core adds up at once
 _patched: set[str] = set()  # modules whose view of triton.language this launch has patched
 
 
