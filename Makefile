@@ -120,9 +120,9 @@ sanitize-device: install
 sanitize-races: install
 	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh races $(OPS)
 
-# The judges of the judges: minutes each.
+# The judges of the judges: minutes each. KINDS is an expression of pytest's -k, to ask some of them.
 judges: install
-	$(BIN)/python -m pytest -n $(JOBS) -m long tests/device
+	$(BIN)/python -m pytest -n $(JOBS) -m long tests/device $(if $(KINDS),-k "$(KINDS)")
 
 dist-check:
 	PYTHON=$(PYTHON) TORCH=$(TORCH) tools/dist_check.sh

@@ -33,8 +33,10 @@ GROKKERNELS_COLUMNS=$columns CXXFLAGS="$flags -fsanitize=$sanitizer $without" LD
 runtime="$(${CXX:-c++} -print-file-name=$library) $(${CXX:-c++} -print-file-name=libstdc++.so)"
 case $kind in
   memory)
+    # The levels with products of bfloat16 are avx512 in every other dtype.
+    same="not (float32-cpu-avx512bf16 or -float16-cpu-avx512bf16 or float32-cpu-amx or -float16-cpu-amx)"
     LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-      "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "(float64_rule or layouts or bad_input) and not emulated and not triton"
+      "$PYTHON" -m pytest tests/ops -n 2 -p no:cacheprovider -k "(float64_rule or layouts or bad_input) and not emulated and not triton and $same"
     ;;
   device)
     LD_PRELOAD="$runtime" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 GROKKERNELS_SEEDS=1 \
