@@ -140,8 +140,8 @@ struct FloatProducts {
 };
 
 #if defined(GK_SIMD_BFLOAT16)
-// The products of bfloat16 on the matrix unit: s and dp from the tensors as they are, the others with p and ds rounded.
-// Every operand is a panel twice, in the form of a left and of a right one, or along the other of its dims.
+// The processor's own products of bfloat16 (strips.h): s and dp from the tensors as they are, the others with p and ds
+// rounded. Every operand is a panel twice, in the form of a left and of a right one, or along the other of its dims.
 struct TileProducts {
   static constexpr int64_t kStep = kTileDepth;  // ds k sums over keys
   const Operands& x;

@@ -1,9 +1,12 @@
 // A few query rows against many keys (decoding): k and v are read once, at the speed of memory, and never copied.
 //
 // A key's rows for all kv heads lie side by side. So a task takes a stretch of keys for many heads at once, block by
-// block, and asks for the next block meanwhile. Lanes run along D in the products and along the keys in the softmax; at
-// level amx several bfloat16 rows go through the matrix unit, as one tile that is mostly empty.
+// block, and asks for the next block meanwhile. Lanes run along D in the products and along the keys in the softmax.
+// Where the processor multiplies bfloat16 itself, they take pairs of D for the scores and pairs of keys for v, with p
+// rounded; at level amx several rows go through the matrix unit instead, as one tile that is mostly empty.
 #pragma once
+
+#include <type_traits>
 
 #include "cpu/flash_attention_tiles.h"
 #include "cpu/loops.h"
@@ -71,6 +74,15 @@ class Ahead {
   int64_t k_head_, v_head_, heads_, key_ = 0, head_ = 0, allowed_ = 0;
 };
 
+// f(kRows, r) for all rows, as many at once as share what is loaded: four, then two, then one.
+template <typename F>
+GK_ALWAYS_INLINE void for_row_groups(int64_t rows, const F& f) {
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4) f(std::integral_constant<int, 4>(), r);
+  for (; r + 2 <= rows; r += 2) f(std::integral_constant<int, 2>(), r);
+  if (r < rows) f(std::integral_constant<int, 1>(), r);
+}
+
 // scores[r][n ..] = scale q[r] k[n ..] for kRows rows and kLanes / kRows keys, so that one tree adds up all lanes. Keys
 // past the last one are the last one again.
 template <int kRows, typename T>
@@ -110,10 +122,10 @@ GK_ALWAYS_INLINE void score_rows(const Block<T>& k, Ahead<T>& ahead, const typen
 template <typename T>
 [[gnu::noinline]] void score(const Block<T>& k, Ahead<T>& ahead, const typename Products<T, T>::Other* q,
                              int64_t q_stride, int64_t rows, float scale, float* scores) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) score_rows<4>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
-  for (; r + 2 <= rows; r += 2) score_rows<2>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
-  if (r < rows) score_rows<1>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
+  for_row_groups(
+      rows, [&](auto group, int64_t r) __attribute__((always_inline)) {
+        score_rows<decltype(group)::value>(k, ahead, q + r * q_stride, q_stride, scale, scores + r * kFewKeys);
+      });
 }
 
 // o[r] = rescale[r] o[r] + p[r] v for kRows rows and, from c on, kVectors vectors of columns, of which the last may be
@@ -152,12 +164,10 @@ GK_ALWAYS_INLINE void weigh_rows(const Block<T>& v, Ahead<T>& ahead, const float
 template <typename T>
 [[gnu::noinline]] void add_values(const Block<T>& v, Ahead<T>& ahead, const float* p, const float* rescale,
                                   int64_t rows, float* o, int64_t value_stride) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4)
-    weigh_rows<4>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
-  for (; r + 2 <= rows; r += 2)
-    weigh_rows<2>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
-  if (r < rows) weigh_rows<1>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  for_row_groups(
+      rows, [&](auto group, int64_t r) __attribute__((always_inline)) {
+        weigh_rows<decltype(group)::value>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+      });
 }
 
 #if defined(GK_SIMD_BFLOAT16)
@@ -227,12 +237,11 @@ GK_ALWAYS_INLINE void weigh_rows_in_pairs(const Block<bfloat16>& v, Ahead<bfloat
 // `add_values` with p rounded; columns in whole sets.
 [[gnu::noinline]] inline void add_values_in_pairs(const Block<bfloat16>& v, Ahead<bfloat16>& ahead, const float* p,
                                                   const float* rescale, int64_t rows, float* o, int64_t value_stride) {
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4)
-    weigh_rows_in_pairs<4>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
-  for (; r + 2 <= rows; r += 2)
-    weigh_rows_in_pairs<2>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
-  if (r < rows) weigh_rows_in_pairs<1>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride, value_stride);
+  for_row_groups(
+      rows, [&](auto group, int64_t r) __attribute__((always_inline)) {
+        weigh_rows_in_pairs<decltype(group)::value>(v, ahead, p + r * kFewKeys, rescale + r, o + r * value_stride,
+                                                    value_stride);
+      });
 }
 #endif
 

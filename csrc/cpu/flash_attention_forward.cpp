@@ -29,15 +29,15 @@ inline namespace GK_CPU_LEVEL {
 namespace {
 
 constexpr float kInfinity = __builtin_inff();
-constexpr int64_t kRows = 1088;                    // query rows of a task at most; no power of two, see gemm_bfloat16.h
+constexpr int64_t kRows = 1088;                    // query rows of a task at most; no power of two, see groups.h
 constexpr int64_t kKeys = 96;                      // keys of a block
 constexpr int64_t kPanel = kTileVectors * kLanes;  // rows whose scores (kKeys, kPanel) stay in the first-level cache
 constexpr int64_t kMinChunk = 10 * kKeys;          // keys of a chunk where a tile of rows meets many, at least
 constexpr int64_t kChunkPerRow = 16;               // ... and per row: partial results stay below 1/16 of v
-constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;  // the same where products are made on the matrix unit
+constexpr int64_t kTilesKeys = 128, kTilesPanel = 64;  // the same where products are the processor's own
 static_assert(kKeys % kTileRows == 0 && kLanes % kTileRows == 0);
 
-// Whether products are made on the matrix unit (below).
+// Whether products are the processor's own (below).
 bool on_tiles([[maybe_unused]] const FlashAttentionProblem& p) {
 #if defined(GK_SIMD_BFLOAT16)
   return p.dtype == DType::bfloat16 && p.dim <= kTilesDepth;
@@ -53,7 +53,7 @@ struct Task {
 };
 
 // Rows of a task, in steps of a panel: all of them pack the same k and v once, so the more the better, as long as every
-// thread has `tasks`. Packing is dear beside the matrix unit; elsewhere it is a copy, and many tasks balance better.
+// thread has `tasks`. Packing is dear beside products so fast; elsewhere it is a copy, and many tasks balance better.
 struct TileRows {
   int64_t step, least, most, tasks;
 
@@ -182,7 +182,7 @@ template <int64_t kStride, bool kScale>
 }
 
 #if defined(GK_SIMD_BFLOAT16)
-// bfloat16 on the matrix unit:
+// bfloat16 on the processor's own products (strips.h):
 //
 //   scores (keys, rows) = k q^T      o^T (Dv, rows) = o^T rescale + v^T p
 //

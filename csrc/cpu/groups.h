@@ -21,7 +21,8 @@ struct Block {
   static float* scratch(int slot) { return cpu::scratch<float>(slot, kRows * kStride); }
 };
 #if defined(GK_SIMD_BFLOAT16)
-// The matrix unit is so fast that packing shows: 1 MB, with what is packed it fills the second-level cache.
+// The processor's own products are so fast that packing shows: 1 MB, with what is packed it fills the second-level
+// cache.
 template <>
 struct Block<bfloat16> {
   static constexpr int64_t kRows = kTilesBlockRows, kCols = 512, kNarrow = 64, kStride = kCols + 16;

@@ -41,7 +41,8 @@ GK_ALWAYS_INLINE void dot_tile(const bfloat16* a, int64_t row, const bfloat16* b
   }
 }
 
-// c = or += kA strips of a times kB strips of b; of c there are (rows, cols).
+// c = or += kA strips of a times kB strips of b; of c there are (rows, cols). (The next c is asked for on the matrix
+// unit only.)
 template <int kA, int kB>
 void multiply_strips(int64_t rows, int64_t cols, int64_t depth, const bfloat16* a, const bfloat16* b, float* c,
                      int64_t ldc, bool accumulate, const float* /*next*/) {
@@ -49,7 +50,7 @@ void multiply_strips(int64_t rows, int64_t cols, int64_t depth, const bfloat16* 
     const bfloat16* left = a + i / kTileLines * kStripElements + i % kTileLines * kTileDepth;
     float* out = c + i * ldc;
     const bool whole = rows - i >= kDotRows && cols >= kB * kTileLines;
-    // Lines and columns that are not there stay in a row of their own, so that no sum is asked where it lies.
+    // Where lines or columns are missing, sums pass through a copy of what there is.
     float part[kDotRows][kB * kTileLines];
     const auto columns = [&](int s) { return static_cast<int>(at_most(cols - s * kTileLines, kTileLines)); };
     if (!whole && accumulate)
