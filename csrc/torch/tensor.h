@@ -113,17 +113,15 @@ inline Rows rows_of(const Tensor& t) {
   const int64_t rows = cols == 0 ? 0 : t.numel() / cols;
   if (rows == 0) return {t, t.const_data_ptr(), rows, cols, cols};
   bool even = cols == 1 || t.stride(t.dim() - 1) == 1;
-  int64_t stride = cols;  // of the innermost leading dim that has more than one entry
-  int64_t span = 0;       // stride the next leading dim outward must have
+  std::optional<int64_t> stride;  // of the innermost leading dim that has more than one entry; 0 where it is expanded
+  int64_t span = 0;               // stride the next leading dim outward must have
   for (int64_t d = t.dim() - 2; d >= 0 && even; --d) {
     if (t.size(d) == 1) continue;
-    if (span == 0)
-      stride = t.stride(d);
-    else
-      even = t.stride(d) == span;
+    even = !stride.has_value() || t.stride(d) == span;
+    if (!stride.has_value()) stride = t.stride(d);
     span = t.stride(d) * t.size(d);
   }
-  if (even) return {t, t.const_data_ptr(), rows, cols, stride};
+  if (even) return {t, t.const_data_ptr(), rows, cols, stride.value_or(cols)};
   const Tensor copy = torch::stable::contiguous(t);
   return {copy, copy.const_data_ptr(), rows, cols, cols};
 }
