@@ -32,6 +32,26 @@ bool laid_out_alike(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// Several threads write to all of these at once: no two may share memory.
+void check_disjoint(const std::vector<AdamwTensor>& tensors) {
+  std::vector<std::pair<const char*, const char*>> ranges;
+  ranges.reserve(4 * tensors.size());
+  const auto add = [&](const void* data, int64_t bytes) {
+    const char* begin = static_cast<const char*>(data);
+    if (bytes > 0) ranges.emplace_back(begin, begin + bytes);
+  };
+  for (const AdamwTensor& t : tensors) {
+    add(t.param, t.numel * static_cast<int64_t>(size_of(t.dtype)));
+    add(t.exp_avg, t.numel * static_cast<int64_t>(sizeof(float)));
+    add(t.exp_avg_sq, t.numel * static_cast<int64_t>(sizeof(float)));
+    add(t.step, sizeof(float));
+  }
+  std::sort(ranges.begin(), ranges.end());
+  for (size_t i = 1; i < ranges.size(); ++i)
+    check(ranges[i - 1].second <= ranges[i].first,
+          "params, exp_avgs, exp_avg_sqs and steps must not share memory with one another");
+}
+
 bool on_one_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
 
 void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, const std::vector<Tensor> exp_avgs,
@@ -82,6 +102,7 @@ void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, co
                        .step = static_cast<float*>(steps[i].mutable_data_ptr())});
     chunks += (p.numel() + kTensorChunk - 1) / kTensorChunk;
   }
+  check_disjoint(tensors);
   const Tensor workspace = new_tensor({static_cast<int64_t>(count), 4}, ScalarType::Float, params[0]);
   GK_LAUNCH(adamw, params[0])
   ({.tensors = tensors.data(),

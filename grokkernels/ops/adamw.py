@@ -156,6 +156,9 @@ def adamw(
     for i, step in enumerate(steps):
         if step.dtype != torch.float32 or step.dim() != 0 or step.device != device:
             raise ValueError(f"steps[{i}] must be a 0-d float32 tensor on {device}, got {step.dtype} on {step.device}")
+    written = [*params, *exp_avgs, *exp_avg_sqs, *steps]
+    if len({id(tensor) for tensor in written}) != len(written):
+        raise ValueError("params, exp_avgs, exp_avg_sqs and steps must be tensors of their own, one is given twice")
     if max_norm is not None and norm is not None and (norm.dim() != 0 or norm.device != device):
         raise ValueError(
             f"norm must be a 0-d float32 tensor on {device}, got shape {tuple(norm.shape)} on {norm.device}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import io
+import pickle
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from grokkernels.testing.cases import adamw as cases
 from tests.suite import CaseTableTests
 
 SHAPES = ((40, 30), (17,), (0,), (), (3, 4, 5))
+X = torch.zeros(3)
 OPTIONS = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.05}
 
 
@@ -136,10 +140,84 @@ def test_state_dict_round_trip(first: type, second: type) -> None:
     assert after.state[params[0]]["step"] == 4
 
 
-def test_amsgrad_state_is_refused() -> None:
-    saved = torch.optim.AdamW(parameters(), amsgrad=True).state_dict()
-    with pytest.raises(ValueError, match="amsgrad=True, which this optimizer does not have"):
-        AdamW(parameters()).load_state_dict(saved)
+def stepped(optimizer: type, **options) -> dict:
+    """The state dict of an optimizer after a step."""
+    params = parameters()
+    made = optimizer(params, **options)
+    set_grads(params, 0)
+    made.step()
+    return made.state_dict()
+
+
+def changed(key: str, value) -> dict:
+    """AdamW's state dict after a step, with one entry of its second parameter's state replaced."""
+    saved = stepped(AdamW)
+    saved["state"][1][key] = value
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        (stepped(torch.optim.AdamW, amsgrad=True), "amsgrad=True is not supported by this AdamW, only False"),
+        (
+            stepped(torch.optim.Adam, weight_decay=0.1),
+            "state_dict is Adam's: the weight_decay 0.1 of its group 0 goes into the gradients",
+        ),
+        (stepped(torch.optim.SGD), "is no AdamW's: its group 0 has no betas, eps"),
+        (
+            stepped(torch.optim.NAdam),
+            r"\['state'\]\[0\] must have step, exp_avg, exp_avg_sq and nothing else, got .*mu",
+        ),
+        (stepped(torch.optim.Adamax), r"\['state'\]\[0\] must have step, exp_avg, exp_avg_sq and nothing else, got "),
+        (
+            changed("exp_avg", torch.zeros(1)),
+            r"\[1\]\['exp_avg'\] must have the shape of its parameter, \(17,\), got \(1,\)",
+        ),
+        (changed("exp_avg_sq", torch.zeros(())), r"\['exp_avg_sq'\] must have the shape .*, \(17,\), got \(\)"),
+        (changed("exp_avg", torch.zeros(17, dtype=torch.int64)), "a tensor of floating-point numbers, got torch.int64"),
+        (changed("exp_avg", 0.0), "a tensor of floating-point numbers, got float"),
+        (changed("step", torch.tensor(-5.0)), r"\['step'\] must be a whole number >= 0, got -5.0"),
+        (changed("step", float("nan")), r"\['step'\] must be a whole number >= 0, got nan"),
+        (changed("step", torch.ones(17)), r"\['step'\] must be 1-element, got shape \(17,\)"),
+        ({"model": {}, "optimizer": {}}, "must have the keys state and param_groups, got model, optimizer"),
+        ({"state": {}, "param_groups": []}, "different number of parameter groups"),
+    ],
+)
+def test_state_of_another_kind_is_refused(saved: dict, words: str) -> None:
+    """In one sentence, and nothing of it is taken over."""
+    params = parameters()
+    optimizer = AdamW(params, lr=0.5)
+    set_grads(params, 1)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(saved)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    assert all(torch.equal(after["state"][i][k], t) for i, s in before["state"].items() for k, t in s.items())
+
+
+def test_state_of_adam_without_decay_is_taken() -> None:
+    """Without decay both are one algorithm."""
+    optimizer = AdamW(parameters())
+    optimizer.load_state_dict(stepped(torch.optim.Adam))
+    assert optimizer.param_groups[0]["weight_decay"] == 0
+    assert optimizer.state_dict()["param_groups"][0]["decoupled_weight_decay"] is True
+
+
+def test_hooks_around_loading() -> None:
+    """What a hook before loading returns is what is loaded; a hook after it has the last word."""
+    params = parameters(torch.bfloat16)
+    optimizer, saved = AdamW(params), stepped(AdamW)
+    doubled = copy.deepcopy(saved)
+    for state in doubled["state"].values():
+        state["exp_avg"] *= 2
+    optimizer.register_load_state_dict_pre_hook(lambda _, __: doubled)
+    optimizer.register_load_state_dict_post_hook(lambda o: o.state[params[1]]["step"].fill_(7))
+    optimizer.load_state_dict({})
+    assert torch.equal(optimizer.state[params[0]]["exp_avg"], 2 * saved["state"][0]["exp_avg"])
+    assert [optimizer.state[p]["step"] for p in params] == [1, 7, 1, 1, 1]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "emulated", "triton", "reference"])
@@ -304,10 +382,92 @@ def test_autograd_sees_the_change() -> None:
         loss.backward()
 
 
-def test_copies_keep_their_settings() -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_copies_keep_their_settings(copied) -> None:
+    """A copy goes on as its original does, with parameters of its own."""
     params = parameters()
-    optimizer = copy.deepcopy(AdamW(params, max_norm=2.0, backend="cpu"))
+    original = AdamW(params, max_norm=2.0, backend="cpu")
+    set_grads(params, 0)
+    original.step()
+    optimizer = copied(original)
     assert (optimizer.max_norm, optimizer.backend, optimizer.skipped_steps) == (2.0, "cpu", 0)
+    theirs = optimizer.param_groups[0]["params"]
+    for several in (params, theirs):
+        set_grads(several, 1)
+    original.step()
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(params, theirs, strict=True))
+
+
+def test_the_constructor_is_torchs() -> None:
+    """The same names, defaults and positions; what is ours alone comes by name."""
+    theirs = inspect.signature(torch.optim.AdamW).parameters
+    ours = inspect.signature(AdamW).parameters
+    positions = [[p.name for p in both.values() if p.kind is p.POSITIONAL_OR_KEYWORD] for both in (theirs, ours)]
+    assert positions[0] == positions[1]
+    assert {name: p.default for name, p in theirs.items()} == {name: ours[name].default for name in theirs}
+    groups = [type_(parameters()).state_dict()["param_groups"][0] for type_ in (torch.optim.AdamW, AdamW)]
+    assert groups[0] == groups[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fused": True},
+        {"fused": False, "foreach": True},
+        {"foreach": False, "capturable": True},
+        {"amsgrad": False, "differentiable": False},
+        {"lr": torch.tensor(1e-3)},
+        {"lr": torch.tensor([1e-3], dtype=torch.float64), "foreach": True},
+        {"betas": (torch.tensor([0.9], dtype=torch.float64), torch.tensor(0.999, dtype=torch.float64))},
+    ],
+)
+def test_options_that_change_nothing(options: dict) -> None:
+    params, plain = parameters(), parameters()
+    for several, optimizer in ((params, AdamW(params, **options)), (plain, AdamW(plain))):
+        set_grads(several, 0)
+        optimizer.step()
+    for p, q in zip(params, plain, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-10)
+
+
+def test_groups_are_added_whole_or_not_at_all() -> None:
+    params = parameters()
+    optimizer = AdamW(params[:2])
+    for wrong, words in (
+        ({"params": params[2:], "amsgrad": True}, "amsgrad=True is not supported"),
+        ({"params": params[2:], "lr": -1.0}, "lr must be a finite number >= 0, got -1.0"),
+        ({"params": [params[2], params[3], params[2]]}, r"params\[2\] of a parameter group is params\[0\] again"),
+        ({"params": params[1:]}, "some parameters appear in more than one parameter group"),
+    ):
+        with pytest.raises(ValueError, match=words), pytest.warns() if "again" in words else contextlib.nullcontext():
+            optimizer.add_param_group(wrong)
+        assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": params[2:], "lr": 0.5})
+    set_grads(params, 0)
+    optimizer.step()
+    assert len(optimizer.state) == len(params)
+
+
+def test_hooks_around_a_step_and_a_grad_scaler() -> None:
+    """A scaler that finds an infinity leaves the step out; hooks are called around those that are made."""
+    params = parameters()
+    optimizer, calls = AdamW(params, fused=True), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    plain = parameters()
+    set_grads(params, 0, scale=4.0)
+    set_grads(plain, 0)
+    scaler.scale(torch.ones(()))
+    scaler.step(optimizer)
+    scaler.update()
+    AdamW(plain).step()
+    assert calls == ["before", "after"]
+    torch.testing.assert_close(params, plain)
+    params[1].grad[3] = torch.inf
+    scaler.step(optimizer)
+    assert calls == ["before", "after"]
 
 
 def test_refused() -> None:
@@ -321,9 +481,34 @@ def test_refused() -> None:
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\)"),
         ({"weight_decay": -0.1}, "weight_decay must be a finite number >= 0"),
         ({"max_norm": -1.0}, "max_norm must be a finite number >= 0"),
+        ({"amsgrad": True}, "amsgrad=True is not supported by this AdamW, only False: the largest second moment"),
+        ({"differentiable": True}, "differentiable=True is not supported by this AdamW, only False: the step has no"),
+        ({"lr": torch.ones(2)}, r"Tensor lr must be 1-element, got shape \(2,\)"),
+        ({"lr": torch.ones(1), "capturable": True}, "lr as a Tensor is not supported for capturable=True"),
+        ({"betas": (torch.ones(2), 0.9)}, r"Tensor betas\[0\] must be 1-element, got shape \(2,\)"),
     ):
         with pytest.raises(ValueError, match=words):
             AdamW([p], **arguments)
+    with pytest.raises(RuntimeError, match="`fused` and `foreach` cannot be `True` together"):
+        AdamW([p], fused=True, foreach=True)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulated"])
+def test_shared_memory_is_refused(backend: str) -> None:
+    """Several threads would write to it at once."""
+    buffer = torch.ones(12)
+    for params in ((buffer, buffer[:5]), (buffer[:7], buffer[6:]), (buffer[5:], buffer[:6])):
+        optimizer = AdamW([torch.nn.Parameter(p) for p in params], backend=backend)
+        for p in optimizer.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+        with pytest.raises(RuntimeError, match="must not share memory with one another"):
+            optimizer.step()
+        assert torch.equal(buffer, torch.ones(12))
+    beside = AdamW([torch.nn.Parameter(p) for p in (buffer[6:], buffer[:6])], backend=backend)
+    for p in beside.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    beside.step()
+    assert (buffer < 1).all()
 
 
 @pytest.mark.parametrize(
@@ -337,6 +522,7 @@ def test_refused() -> None:
         ({"steps": [torch.ones(1)]}, r"steps\[0\] must be a 0-d float32 tensor on cpu"),
         ({"norm": torch.ones(1), "max_norm": 1.0}, "norm must be a 0-d float32 tensor on cpu"),
         ({"beta1": 1.0}, r"beta1 must lie in \[0, 1\), got 1.0"),
+        ({"exp_avgs": [X], "exp_avg_sqs": [X]}, "must be tensors of their own, one is given twice"),
     ],
 )
 def test_bad_input(change: dict, words: str) -> None:
