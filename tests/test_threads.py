@@ -7,10 +7,30 @@ import subprocess
 import sys
 import threading
 
+import pytest
 import torch
 
 import grokkernels
 from grokkernels import native
+from grokkernels.testing import cases, judge
+from grokkernels.testing.case import Case
+from grokkernels.testing.cases import (
+    adamw,
+    cross_entropy,
+    dual_rms_norm,
+    flash_attention,
+    flash_attention_varlen,
+    gated_activation,
+    grouped_mm,
+    linear_cross_entropy,
+    merge_attention_states,
+    moe_experts,
+    moe_gate,
+    moe_permute,
+    moe_unpermute,
+    rms_norm,
+    rotary,
+)
 
 # Large enough that the kernels ask for every thread.
 X, W = torch.randn(512, 4096), torch.ones(4096)
@@ -23,13 +43,47 @@ def test_the_setting_of_torch_counts() -> None:
         assert native.module.threads_used() == threads
 
 
-def test_results_do_not_depend_on_threads() -> None:
-    """A row is computed by one thread: any number of threads gives the same bits."""
+# Of each op a case or two so large that its work is shared out, among others where threads add to one result.
+SHARED = {
+    "adamw": [adamw.case((300, 700), (90001,), (5,), max_norm=1.0)],
+    "cross_entropy": [cross_entropy.case(70, 20000), cross_entropy.case(3000, 96, ignored=0.2)],
+    "dual_rms_norm": [dual_rms_norm.case(301, 640)],
+    "flash_attention": [
+        flash_attention.case(1, 300, 300, 4, 2, 32, causal=True, sinks=True),
+        flash_attention.case(2, 2, 1500, 4, 2, 64, sinks=True),
+    ],
+    "flash_attention_varlen": [flash_attention_varlen.case((200, 1, 90), (200, 900, 90), 4, 2, 32, causal=True)],
+    "gated_activation": [gated_activation.case(300, 700)],
+    "grouped_mm": [grouped_mm.case((300, 3, 40, 0), 200, 300), grouped_mm.case((300, 3, 40), 200, 300, mt=True)],
+    "linear_cross_entropy": [linear_cross_entropy.case(300, 64, 5000, ignored=0.2)],
+    "merge_attention_states": [merge_attention_states.case(1, 300, 4, 64)],
+    "moe_experts": [moe_experts.case(200, 64, 300, 8, 2), moe_experts.case(1, 700, 300, 8, 2)],
+    "moe_gate": [moe_gate.case(3001, 64, top_k=6), moe_gate.case(3001, 64, top_k=6, scoring="sigmoid", bias=0.1)],
+    "moe_permute": [moe_permute.case(500, 300, 8, 2)],
+    "moe_unpermute": [moe_unpermute.case(500, 300, 8, 2)],
+    "rms_norm": [rms_norm.case(301, 640), rms_norm.case(45, 3000, residual=True)],
+    "rotary": [rotary.case(1, 300, 8, 64, max_position=300)],
+}
+
+
+def test_every_op_has_a_case_whose_work_is_shared() -> None:
+    assert SHARED.keys() == cases.tables().keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("op", "case"), [(op, case) for op, some in SHARED.items() for case in some])
+def test_results_do_not_depend_on_threads(op: str, case: Case, dtype: torch.dtype) -> None:
+    """Any number of threads gives the same bits, forward and backward: every sum has one order."""
+    table = cases.tables()[op]
+    arguments = judge.in_dtype(case.arguments(), dtype)
     results = []
-    for threads in (1, 2):
+    for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        results.append(grokkernels.rms_norm(X, W, backend="cpu"))
-    assert torch.equal(*results)
+        outputs, gradients, _ = judge.run(lambda **kw: table.op(**kw, backend="cpu"), arguments, table.grad, None)
+        results.append([*outputs, *gradients])
+    for result in results[1:]:
+        for one, other in zip(results[0], result, strict=True):
+            torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
 
 
 def test_several_python_threads_at_once() -> None:

@@ -86,14 +86,10 @@ void backward_rows(const DualRmsNormBwdParams& p, int64_t row, WeightGradients& 
 
 template <typename T, typename W, bool kStream>
 void backward(const DualRmsNormBwdParams& p) {
-  const int64_t chunks = chunks_of(p.rows);
-  double* totals = WeightGradients::totals(chunks, 2, p.cols);
-  over_row_groups(p.rows, 4 * p.cols, chunks, totals, 2, p.cols,
-                  [&](int64_t row, auto rows, WeightGradients& gradients) {
-                    backward_rows<rows, kStream, T, W>(p, row, gradients);
-                  });
-  WeightGradients::finish(totals, chunks, 2, p.cols, 0, static_cast<W*>(p.dpost_weight));
-  WeightGradients::finish(totals, chunks, 2, p.cols, 1, static_cast<W*>(p.dpre_weight));
+  over_row_groups<2, W>(p.rows, p.cols, 4 * p.cols, {static_cast<W*>(p.dpost_weight), static_cast<W*>(p.dpre_weight)},
+                        [&](int64_t row, auto rows, WeightGradients& gradients) {
+                          backward_rows<rows, kStream, T, W>(p, row, gradients);
+                        });
 }
 
 }  // namespace

@@ -82,21 +82,25 @@ void scale_row(const T* x, float rstd, const W* weight, vf offset, T* y, int64_t
               [&](int64_t i, auto n) { store_n(y + i, load_n(x + i, n) * r * scale_at(weight, i, n, offset), n); });
 }
 
+// The chunks of rows whose weight gradients are summed apart. They depend on the number of rows alone, never on that of
+// threads: so few that adding them up costs little, so many that every core has some.
+struct RowChunks {
+  explicit RowChunks(int64_t rows) : rows(rows) {
+    constexpr int64_t kMost = 64, kLeastRows = 16;
+    count = rows / kLeastRows < 1 ? 1 : rows / kLeastRows < kMost ? rows / kLeastRows : kMost;
+  }
+  int64_t begin(int64_t chunk) const { return rows * chunk / count; }
+
+  int64_t rows, count;
+};
+
 // Gradients of weights, gathered over the rows of one chunk, for `count` weights of `cols` columns: in float over
 // kRowsPerSum rows, then emptied into doubles, so that the error does not grow with the number of rows.
 class WeightGradients {
  public:
-  // In the calling thread, for all chunks: scratch of slot 0.
-  static double* totals(int64_t chunks, int64_t count, int64_t cols) {
-    const int64_t n = chunks * count * cols;
-    double* memory = scratch<double>(0, n);
-    for (int64_t i = 0; i < n; ++i) memory[i] = 0.0;
-    return memory;
-  }
-
-  // In the thread that works on the chunk: scratch of slot 1.
-  WeightGradients(double* totals, int64_t chunk, int64_t count, int64_t cols)
-      : size_(count * cols), cols_(cols), totals_(totals + chunk * size_), sums_(scratch<float>(1, size_)) {
+  // In the thread that works on the chunk, whose totals (count, cols) are written: scratch of slot 1.
+  WeightGradients(double* totals, int64_t count, int64_t cols)
+      : size_(count * cols), cols_(cols), totals_(totals), sums_(scratch<float>(1, size_)) {
     for (int64_t i = 0; i < size_; ++i) sums_[i] = 0.0f;
   }
 
@@ -109,28 +113,25 @@ class WeightGradients {
     if (rows_ >= kRowsPerSum) empty();
   }
 
-  void empty() {
-    for (int64_t i = 0; i < size_; ++i) {
-      totals_[i] += static_cast<double>(sums_[i]);
-      sums_[i] = 0.0f;
-    }
-    rows_ = 0;
-  }
-
-  // dweight from the totals of all chunks, in chunk order.
-  template <typename W>
-  static void finish(const double* totals, int64_t chunks, int64_t count, int64_t cols, int64_t index, W* dweight) {
-    for (int64_t c = 0; c < cols; ++c) {
-      double sum = 0.0;
-      for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += totals[(chunk * count + index) * cols + c];
-      dweight[c] = from_float<W>(static_cast<float>(sum));
-    }
+  // After the last one.
+  void finish() {
+    if (rows_ > 0 || !begun_) empty();
   }
 
  private:
   static constexpr int64_t kRowsPerSum = 64;
 
+  void empty() {
+    for (int64_t i = 0; i < size_; ++i) {
+      totals_[i] = static_cast<double>(sums_[i]) + (begun_ ? totals_[i] : 0.0);
+      sums_[i] = 0.0f;
+    }
+    rows_ = 0;
+    begun_ = true;
+  }
+
   int64_t size_, cols_, rows_ = 0;
+  bool begun_ = false;
   double* totals_;
   float* sums_;
 };
@@ -145,15 +146,34 @@ struct RowCount {
   GK_ALWAYS_INLINE constexpr operator int() const { return kRows; }
 };
 
-// body(row, RowCount, gradients) over all rows, in one chunk per thread that gathers weight gradients of its own, a
-// few rows at once. The result depends on the number of threads, not on which thread runs what.
-template <typename Body>
-void over_row_groups(int64_t rows, int64_t cost_per_row, int64_t chunks, double* totals, int64_t count, int64_t cols,
-                     const Body& body) {
-  parallel_tasks(chunks, rows * cost_per_row / chunks, [&](int64_t chunk) {
-    WeightGradients gradients(totals, chunk, count, cols);
-    const int64_t end = rows * (chunk + 1) / chunks;
-    int64_t row = rows * chunk / chunks;
+// dweights (kCount of (cols)) from the totals (chunks, kCount, cols), in the order of the chunks.
+template <int kCount, typename W>
+void add_chunks(const double* totals, int64_t chunks, int64_t cols, W* const (&dweights)[kCount]) {
+  constexpr int64_t kBlock = 64;  // columns: whole cache lines of every chunk, one after another
+  const int64_t blocks = (cols + kBlock - 1) / kBlock;
+  parallel_range(kCount * blocks, chunks * kBlock, [&](int64_t first, int64_t last) {
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t index = item / blocks, begin = item % blocks * kBlock;
+      const int64_t n = cols - begin < kBlock ? cols - begin : kBlock;
+      double sum[kBlock] = {};
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const double* total = totals + (chunk * kCount + index) * cols + begin;
+        for (int64_t c = 0; c < n; ++c) sum[c] += total[c];
+      }
+      for (int64_t c = 0; c < n; ++c) dweights[index][begin + c] = from_float<W>(static_cast<float>(sum[c]));
+    }
+  });
+}
+
+// body(row, RowCount, gradients) over all rows, a few at once; gives the gradients of kCount weights of `cols` columns.
+template <int kCount, typename W, typename Body>
+void over_row_groups(int64_t rows, int64_t cols, int64_t cost_per_row, W* const (&dweights)[kCount], const Body& body) {
+  const RowChunks chunks(rows);
+  double* totals = scratch<double>(0, chunks.count * kCount * cols);
+  parallel_tasks(chunks.count, rows * cost_per_row / chunks.count, [&](int64_t chunk) {
+    WeightGradients gradients(totals + chunk * kCount * cols, kCount, cols);
+    const int64_t end = chunks.begin(chunk + 1);
+    int64_t row = chunks.begin(chunk);
     for (; cols <= kMaxGroupedCols && row + kGroup <= end; row += kGroup) {
       body(row, RowCount<kGroup>{}, gradients);
       gradients.rows_done(kGroup);
@@ -162,14 +182,10 @@ void over_row_groups(int64_t rows, int64_t cost_per_row, int64_t chunks, double*
       body(row, RowCount<1>{}, gradients);
       gradients.rows_done(1);
     }
-    gradients.empty();
+    gradients.finish();
     stream_fence();
   });
-}
-
-inline int64_t chunks_of(int64_t rows) {
-  const int64_t threads = num_threads();
-  return rows < threads ? (rows > 0 ? rows : 1) : threads;
+  add_chunks(totals, chunks.count, cols, dweights);
 }
 
 // For kRows rows at once, so that the sums of the weight gradient are read and written once for all of them: with

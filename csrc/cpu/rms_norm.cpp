@@ -85,13 +85,10 @@ template <typename T, typename W, bool kStream>
 void backward(const RmsNormBwdParams& p) {
   const W* weight = static_cast<const W*>(p.weight);
   const vf offset = set1(p.zero_centered ? 1.0f : 0.0f);
-  const int64_t chunks = chunks_of(p.rows);
-  double* totals = WeightGradients::totals(chunks, 1, p.cols);
-  over_row_groups(p.rows, 2 * p.cols, chunks, totals, 1, p.cols,
-                  [&](int64_t row, auto rows, WeightGradients& gradients) {
-                    backward_rows<rows, kStream, T>(p, row, weight, offset, gradients.sums(0));
-                  });
-  WeightGradients::finish(totals, chunks, 1, p.cols, 0, static_cast<W*>(p.dweight));
+  over_row_groups<1, W>(p.rows, p.cols, 2 * p.cols, {static_cast<W*>(p.dweight)},
+                        [&](int64_t row, auto rows, WeightGradients& gradients) {
+                          backward_rows<rows, kStream, T>(p, row, weight, offset, gradients.sums(0));
+                        });
 }
 
 }  // namespace
