@@ -1,21 +1,26 @@
-"""Makes Triton's interpreter right about bfloat16, or makes it refuse.
+"""Makes Triton's interpreter right about bfloat16, or makes it refuse; the same numbers on every machine and release.
 
-Triton 3.9 keeps bfloat16 as uint16 in numpy arrays and computes on the bits as if they were integers: sums and products
+Triton keeps bfloat16 as uint16 in numpy arrays and computes on the bits as if they were integers: sums and products
 come out wrong without an error, and float32 is cut off, not rounded, on its way to bfloat16. Kernels of this column do
 arithmetic in float32 and keep bfloat16 for memory and for the operands of `tl.dot`, so three things are enough: casts
 that round to nearest even, products that widen their operands, and an error for any other arithmetic.
 
 Sums are those of a GPU in kind: numpy adds pairwise along contiguous elements, as a tree of threads does, but one after
-another along other axes, where the error grows. Products of float32 are added up eight at a time, as by a tensor core:
-the order of numpy's BLAS, and so the error, is another one on every machine. And like a GPU it says nothing about
-infinities and NaNs on the way.
+another along other axes, where the error grows. Products are added up eight at a time, as by a tensor core, in numpy's
+own loops: BLAS has an order, and so an error, of its own on every machine and for every number of rows. And like a GPU
+the interpreter says nothing about infinities and NaNs on the way.
+
+Releases before 3.9 round a multiplication and addition twice; 3.6 cannot take an index from an array of one element
+beside numpy 2.4. Both are mended here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, wraps
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,16 +65,43 @@ def _dot(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
     @wraps(original)
     def dot(self: Any, a: TensorHandle, b: TensorHandle, *rest: Any) -> TensorHandle:
         a, b = (TensorHandle(widened(x.data), tl.float32) if _is_bf16(x) else x for x in (a, b))
-        # numpy multiplies float16 matrices element by element; float32 ones with BLAS.
-        a, b = (TensorHandle(x.data.astype(np.float32), tl.float32) if x.dtype == tl.float16 else x for x in (a, b))
-        if a.data.ndim != 2 or a.data.shape[1] % _DEPTH or a.dtype != tl.float32:
-            return original(self, a, b, *rest)
-        steps = a.data.shape[1] // _DEPTH
-        left = a.data.reshape(-1, steps, _DEPTH).swapaxes(0, 1)
-        products = np.matmul(left, b.data.reshape(steps, _DEPTH, -1)).sum(0)
-        return TensorHandle(products + rest[0].data, rest[0].dtype.scalar)
+        return original(self, a, b, *rest)
 
     return dot
+
+
+def _matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """a (..., M, K) @ b (..., K, N): sums over eight k, one after another, then over these sums in the same way.
+
+    Both operands are made contiguous, so that einsum's innermost loop runs along N, whatever M is.
+    """
+    a, b = (np.ascontiguousarray(x, dtype) for x in (a, b))
+    depth = math.gcd(a.shape[-1], _DEPTH)
+    left = a.reshape(*a.shape[:-1], -1, depth)
+    right = b.reshape(*b.shape[:-2], -1, depth, b.shape[-1])
+    sums = np.einsum("...msk,...skn->s...mn", left, right)
+    return sums.sum(0, dtype=sums.dtype)
+
+
+def _fma(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
+    @wraps(original)
+    def fma(self: Any, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
+        if z.data.dtype != np.float32:
+            return original(self, x, y, z)
+        # The product is exact in float64; the sum is rounded there first, 2^29 times finer than it is then.
+        total = x.data.astype(np.float64) * y.data + z.data
+        return TensorHandle(total.astype(np.float32), z.dtype.scalar)
+
+    return fma
+
+
+def _indexes(original: Callable[..., None]) -> Callable[..., None]:
+    @wraps(original)
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    return patch
 
 
 def _refuses(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
@@ -102,7 +134,7 @@ def _sum(self: Any, values: Any) -> Any:
     return self.to_tensor(data, values.dtype)
 
 
-_DEPTH = 8  # products of float32 that a tensor core adds up at once
+_DEPTH = 8  # products that a tensor core adds up at once
 _patched: set[str] = set()  # modules whose view of triton.language this launch has patched
 
 
@@ -136,6 +168,10 @@ def mend() -> None:
     builder.cast_impl = _cast(builder.cast_impl)
     builder.create_fp_to_fp = _cast(builder.create_fp_to_fp)
     builder.create_dot = _dot(builder.create_dot)
+    if not hasattr(interpreter._interpreter, "fma_fp32"):
+        builder.create_fma = _fma(builder.create_fma)
+    interpreter.np = SimpleNamespace(**{**vars(np), "matmul": _matmul})  # for tl.dot of every dtype and tl.dot_scaled
+    interpreter._patch_lang_tensor = _indexes(interpreter._patch_lang_tensor)
     for name in ("binary_op", "unary_op", "ternary_op", "create_fma", "create_fabs", "create_erf", "create_rsqrt"):
         setattr(builder, name, _refuses(getattr(builder, name)))
     interpreter.ReduceScanOpInterface.apply = _reduces(interpreter.ReduceScanOpInterface.apply)

@@ -1,7 +1,10 @@
-"""The interpreter is right about bfloat16, or refuses; sums are as good as a tree's."""
+"""The interpreter is right about bfloat16, or refuses; sums are as good as a tree's; no product sees a BLAS."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 import triton.language as tl
@@ -24,6 +27,13 @@ def dot_kernel(a_ptr, b_ptr, c_ptr, N: tl.constexpr, PRECISION: tl.constexpr):
     at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
     product = tl.dot(tl.load(a_ptr + at), tl.load(b_ptr + at), input_precision=PRECISION)
     tl.store(c_ptr + at, product)
+
+
+@kernel
+def lost_kernel(x_ptr, y_ptr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    x = tl.load(x_ptr + at)
+    tl.store(y_ptr + at, tl.fma(x, 1.0 / 3.0, -(x * (1.0 / 3.0))))
 
 
 @kernel
@@ -86,6 +96,45 @@ def test_products(dtype: torch.dtype) -> None:
     c = torch.empty(64, 64)
     dot_kernel[(1,)](a, b, c, N=64)
     torch.testing.assert_close(c.double(), a.double() @ b.double(), rtol=1e-5, atol=1e-5)
+
+
+def blas(*operands: Any, **named: Any) -> None:
+    raise AssertionError("the order of this sum is the machine's")
+
+
+@interpreter_only
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int8])
+def test_no_product_is_left_to_a_blas(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matmul", "dot", "vdot", "inner", "tensordot"):
+        monkeypatch.setattr(np, name, blas)
+        if name != "matmul":
+            monkeypatch.setattr(interpreter.interpreter.np, name, blas)
+    a, b = torch.randint(-9, 10, (2, 32, 32), dtype=torch.int32)
+    c = torch.empty(32, 32, dtype={torch.float64: dtype, torch.int8: torch.int32}.get(dtype, torch.float32))
+    dot_kernel[(1,)](a.to(dtype), b.to(dtype), c, N=32)
+    assert torch.equal(c, (a @ b).to(c.dtype))
+
+
+@pytest.mark.parametrize("columns", [16, 17, 128])
+def test_a_row_of_a_product_does_not_see_the_others(columns: int) -> None:
+    """Nor does a matrix of a batch."""
+    draw = np.random.default_rng(0)
+    a, b = draw.standard_normal((2, 40, 64), np.float32), draw.standard_normal((2, 64, columns), np.float32)
+    whole = interpreter._matmul(a, b)
+    for rows in (slice(0, 1), slice(3, 19), slice(17, 40)):
+        assert np.array_equal(interpreter._matmul(a[1, rows], b[1]), whole[1, rows])
+        assert np.array_equal(interpreter._matmul(a[:, rows], np.asfortranarray(b)), whole[:, rows])
+
+
+@interpreter_only
+def test_fma_rounds_once() -> None:
+    """What a product loses when it is rounded: zero, were it rounded before the sum."""
+    x = torch.randn(64)
+    lost = torch.empty(64)
+    lost_kernel[(1,)](x, lost, N=64)
+    product = x.double() * torch.tensor(1 / 3, dtype=torch.float32).double()
+    assert torch.equal(lost, (product - product.float()).float())
+    assert lost.any()
 
 
 @interpreter_only
