@@ -9,8 +9,9 @@
 #   make verify  case tables against float64, all CPU levels
 #   make cuda-check  every CUDA kernel through nvcc for four architectures, held to its budget (no GPU needed)
 #   make triton-check  every Triton kernel, ahead of time, for six GPUs of NVIDIA and AMD, held to its budget
-#   make sanitize memory and race checks: C++ unit tests, every case table, the CUDA kernels thread by thread
-#   make judges   bugs planted in the kernels, and the kernels themselves as nvcc's PTX: minutes each
+#   make judge    what takes too long for `make test`, where it has changed since it was judged, and a tenth of the rest
+#   make ledger   judges what has changed and writes it down      make judge-all  judges everything, whatever it takes
+#   make sanitize memory and race checks of every op (OPS="rms_norm ..." names some), of the CUDA kernels thread by thread
 #   make coverage which lines of the CUDA kernels the case tables run
 #   make gpu-model  predicted times of the kernels      make gpu  conformance, tests and benchmarks on a GPU
 #   make cpp      the torch-free libraries and their C++ unit tests (CMake)
@@ -30,7 +31,7 @@ BIN     := $(VENV)/bin
 SOURCES := setup.py pyproject.toml tools/build_backend.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.txt' -o -name '*.cu' -o -name '*.cuh')
 JOBS    := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test quick golden lint format bench verify cpp sanitize sanitize-memory sanitize-device sanitize-races judges coverage cuda-check
+.PHONY: demo test quick golden lint format bench verify cpp cpp-sanitized sanitize judge ledger judge-all coverage cuda-check
 .PHONY: bench-quick bench-peers triton-check gpu gpu-model dist-check install new-op clean
 
 install: $(VENV)/.installed
@@ -106,23 +107,25 @@ gpu: install
 coverage: install
 	$(BIN)/python tools/coverage.py
 
-sanitize: sanitize-memory sanitize-device sanitize-races
+sanitize: install cpp-sanitized
+	$(BIN)/python tools/sanitize.py memory $(OPS)
+	$(BIN)/python tools/sanitize.py device $(OPS)
+	$(BIN)/python tools/sanitize.py races $(OPS)
 
-sanitize-memory: install
+cpp-sanitized:
 	cmake -S . -B build/cmake-sanitize -DGROKKERNELS_SANITIZE=address,undefined
 	cmake --build build/cmake-sanitize --parallel $(JOBS)
 	ctest --test-dir build/cmake-sanitize --output-on-failure
-	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh memory
 
-sanitize-device: install
-	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh device
+# UNITS names some: make judge UNITS="ptx/ bug/"
+judge: install
+	$(BIN)/python tools/judge.py $(UNITS)
 
-sanitize-races: install
-	PYTHON=$(abspath $(BIN)/python) tools/sanitize_extension.sh races $(OPS)
+ledger: install
+	$(BIN)/python tools/judge.py --write $(UNITS)
 
-# The judges of the judges: minutes each. KINDS is an expression of pytest's -k, to ask some of them.
-judges: install
-	$(BIN)/python -m pytest -n $(JOBS) -m long tests/device $(if $(KINDS),-k "$(KINDS)")
+judge-all: install
+	$(BIN)/python tools/judge.py --all
 
 dist-check:
 	PYTHON=$(PYTHON) TORCH=$(TORCH) tools/dist_check.sh

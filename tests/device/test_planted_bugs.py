@@ -23,8 +23,9 @@ def test_bug_is_caught(bug: plant.Bug, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_correct_kernels_are_never_accused() -> None:
-    runs = {(bug.table, bug.case, bug.dtype, bug.architecture): bug for bug in BUGS}
+@pytest.mark.parametrize("table", sorted({bug.table for bug in BUGS}))
+def test_correct_kernels_are_never_accused(table: str) -> None:
+    runs = {(bug.case, bug.dtype, bug.architecture): bug for bug in BUGS if bug.table == table}
     for bug in runs.values():
         accused = plant.run(bug, None)
         assert accused.seeds == 0, f"{bug.table} {bug.case}: {accused.words}"

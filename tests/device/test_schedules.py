@@ -23,6 +23,7 @@ def _in_order_afterwards() -> Iterator[None]:
     native.emulated.set_seed(0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("op", "architecture"), PLACES, ids=[f"{op}-{arch}" for op, arch in PLACES])
 def test_random_schedules(op: str, architecture: str) -> None:
     chosen, _ = cheapest_cover(op, architecture)

@@ -17,7 +17,7 @@ SUPPORTED = [table for table in tables().values() if "triton" in dispatch.ROWS[t
 ROWS = sorted({table.op.__module__.rsplit(".", 1)[-1] for table in SUPPORTED})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("op", ROWS)
 def test_compiled_kernels(op: str) -> None:
     """In a process of its own, where kernels are loaded to be compiled."""

@@ -1,0 +1,1 @@
+"""The ledger of what has been judged: see tools/judge.py."""
