@@ -14,10 +14,10 @@ from tests.device.plant import ROOT, emulated_build
 
 sys.path.append(str(ROOT / "tools"))
 
-import judge  # noqa: E402
-from judging import dependencies, ledger, units  # noqa: E402
-from judging.dependencies import CSRC  # noqa: E402
-from judging.ledger import Unit  # noqa: E402
+import judge
+from judging import dependencies, ledger, units
+from judging.dependencies import CSRC
+from judging.ledger import Unit
 
 NINJA = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
 BUILDS = {"emulated": emulated_build(), "cpu": emulated_build().parent / "cpu"}
@@ -32,6 +32,7 @@ def built(backend: str) -> dict[str, list[Path]]:
     """Object -> the files of csrc that the compiler read for it, its source first: ninja's own book of a build."""
     said = subprocess.run([NINJA, "-C", str(BUILDS[backend]), "-t", "deps"], capture_output=True, text=True, check=True)
     found: dict[str, list[Path]] = {}
+    name = ""
     for line in said.stdout.splitlines():
         if line.startswith("    "):
             path = (BUILDS[backend] / line.strip()).resolve()

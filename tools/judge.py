@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tools"))
 
 from judging import ledger
 from judging.ledger import Unit
@@ -108,7 +109,8 @@ def main() -> int:
     options = arguments()
     known, judged = every(), ledger.read()
     unknown, drawn = chosen(options, known, judged)
-    print(f"{len(known)} units; {len(unknown)} to judge, {len(drawn)} of the others drawn by {options.draw or commit()}")
+    draw = options.draw or commit()
+    print(f"{len(known)} units; {len(unknown)} to judge, {len(drawn)} of the others drawn by {draw}")
     if options.list:
         for unit in unknown + drawn:
             print(unit.name)

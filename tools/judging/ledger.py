@@ -54,8 +54,7 @@ def read(path: Path = LEDGER) -> dict[str, str]:
     """Unit -> hash."""
     if not path.exists():
         return {}
-    pairs = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line)
-    return {name: judged for name, judged in pairs}
+    return dict(line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line)
 
 
 def write(judged: dict[str, str], path: Path = LEDGER) -> None:

@@ -9,7 +9,6 @@ import functools
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import cuda_toolkit
 import sanitize
+
 from judging import dependencies
 from judging.dependencies import CSRC, ROOT, ops
 from judging.ledger import Unit
@@ -202,7 +202,7 @@ def sanitizers() -> Iterator[Unit]:
 def libraries() -> Iterator[Unit]:
     """The torch-free libraries and their C++ unit tests, as they are and under sanitizers; sdist and wheel."""
     sources = {path for path in CSRC.rglob("*") if path.suffix in (".h", ".cpp", ".txt", ".sh")}
-    device = {path for path in (CSRC / "emulated").rglob("*.cuh")} | set((CSRC / "tests" / "emulated").glob("*.cu"))
+    device = set((CSRC / "emulated").rglob("*.cuh")) | set((CSRC / "tests" / "emulated").glob("*.cu"))
     files = {path for path in sources if CSRC / "torch" not in path.parents} | device | {ROOT / "CMakeLists.txt"}
     yield Unit("cpp/release", ("make", "cpp"), frozenset(files), (cxx(),))
     yield Unit("cpp/sanitized", ("make", "cpp-sanitized"), frozenset(files - device), (cxx(),))
