@@ -20,13 +20,9 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tools"))
 
 from judging import ledger
+from judging.dependencies import ROOT
 from judging.ledger import Unit
 from judging.units import PYTHON, every
 

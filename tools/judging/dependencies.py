@@ -26,7 +26,7 @@ def ops() -> list[str]:
 
 
 def kernels(op: str, backend: str) -> list[Path]:
-    """The sources of an op's kernels: on the CPU <op>.cpp and <op>_<part>.cpp, in CUDA <op>.cu or the files of <op>/."""
+    """The sources of an op's kernels: on the CPU <op>.cpp, <op>_<part>.cpp; in CUDA <op>.cu, or the files of <op>/."""
     if backend != "cpu":
         folder = CSRC / "cuda"
         return sorted([*folder.glob(f"{op}.cu"), *(folder / op).rglob("*.cu")])

@@ -9,6 +9,7 @@ import functools
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -181,6 +182,7 @@ def planted_bugs() -> Iterator[Unit]:
 
 def planted() -> list[Any]:
     """The records of tests/device/bugs.py."""
+    sys.path.append(str(ROOT))
     from tests.device.bugs import BUGS
 
     return BUGS
