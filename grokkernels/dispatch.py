@@ -137,6 +137,15 @@ def _unusable(backend: str, device: torch.device) -> str | None:
     return None
 
 
+def home(backend: str) -> str:
+    """The type of the device whose tensors a backend takes here: "cuda", "xpu" or "cpu"."""
+    if backend in _LIBRARIES:
+        return _LIBRARIES[backend][2]
+    if backend == "triton" and not triton_column.INTERPRETED:
+        return "cuda" if torch.cuda.is_available() else "xpu" if torch.xpu.is_available() else "cpu"
+    return "cpu"
+
+
 def native_dtypes(**tensors: torch.Tensor | None) -> str | None:
     """The reason of a native backend against a dtype; all tensors given must share one of NATIVE_DTYPES."""
     first: torch.dtype | None = None

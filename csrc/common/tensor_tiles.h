@@ -7,6 +7,7 @@
 // a multiple of that; it depends on the address alone, so a tile's columns begin at its start + their offset.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "common/dtypes.h"
@@ -40,8 +41,14 @@ struct TensorTiles {
   Swizzle swizzle = Swizzle::none;
 };
 
-// Why the hardware cannot copy such tiles, or null when it can (CUDA driver API, cuTensorMapEncodeTiled).
-inline const char* tensor_tiles_refusal(const TensorTiles& t) {
+// The library's last refusal below, for who asks why Hopper's kernels did not run; null: none.
+inline std::atomic<const char*>& last_tiles_refusal() {
+  static std::atomic<const char*> why{nullptr};
+  return why;
+}
+
+// What speaks against such tiles; null: nothing.
+inline const char* tensor_tiles_fault(const TensorTiles& t) {
   const int64_t element = size_of(t.dtype);
   if (t.rank < 1 || t.rank > 5) return "a tensor map has 1 to 5 dimensions";
   if (reinterpret_cast<uintptr_t>(t.data) % 16 != 0) return "the tensor does not start at a multiple of 16 bytes";
@@ -58,6 +65,13 @@ inline const char* tensor_tiles_refusal(const TensorTiles& t) {
   if (t.swizzle != Swizzle::none && t.box[0] * element != swizzle_bytes(t.swizzle))
     return "a box's rows are not as long as its swizzle";
   return nullptr;
+}
+
+// Why the hardware cannot copy such tiles, or null when it can (CUDA driver API, cuTensorMapEncodeTiled).
+inline const char* tensor_tiles_refusal(const TensorTiles& t) {
+  const char* why = tensor_tiles_fault(t);
+  if (why != nullptr) last_tiles_refusal() = why;
+  return why;
 }
 
 // A matrix of 16-bit elements in shared memory, as wgmma takes it: A (64 x 16) or B^T (N x 16), here "side" x "depth".

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from grokkernels import native
+from grokkernels import dispatch, native
 from grokkernels.testing.case import Arguments, Case, Table
 from grokkernels.testing.fences import Fence
 
@@ -48,6 +48,11 @@ def in_float64(arguments: Arguments) -> Arguments:
         key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for key, value in arguments.items()
     }
+
+
+def on_device(arguments: Arguments, device: str) -> Arguments:
+    """The arguments with every tensor on a device."""
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in arguments.items()}
 
 
 def tensors_of(result: Any) -> list[torch.Tensor]:
@@ -163,7 +168,7 @@ def _compared(table: Table, arguments: Arguments, dtype: torch.dtype, backend: s
     arguments = in_dtype(arguments, dtype)
     oracle_out, oracle_grad, cotangents = run(table.reference, in_float64(arguments), table.grad, None)
     low_out, low_grad, _ = run(table.reference, arguments, table.grad, cotangents)
-    fence = Fence(arguments, layout, "cuda" if backend == "cuda" else "cpu")
+    fence = Fence(arguments, layout, dispatch.home(backend))
     with nan_outputs():
         got_out, got_grad, _ = run(
             lambda **kw: table.op(**kw, backend=backend), fence.arguments, table.grad, cotangents

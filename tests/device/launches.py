@@ -1,4 +1,4 @@
-"""What the emulated column launches: seen without being run, and a few small cases that together launch it all."""
+"""What a column launches: seen without being run, and a few small cases that together launch it all."""
 
 from __future__ import annotations
 
@@ -38,8 +38,9 @@ def _symbols(library: str) -> dict[int, str]:
 
 
 @contextmanager
-def executor(function: Callable[[str, Size, Size, int, list[bytes]], None]) -> Iterator[None]:
-    """Launches of the emulated column go to `function` inside: kernel name, grid, block, shared bytes, arguments."""
+def executor(function: Callable[[str, Size, Size, int, list[bytes]], bool | None]) -> Iterator[None]:
+    """Launches of the emulated column go to `function` inside (kernel name, grid, block, shared bytes, arguments), and
+    to the device too where it answers True."""
     assert native.emulated is not None, native.emulated_error
     names = _symbols(native.emulated.__file__)
     native.emulated.set_executor(lambda offset, *launch: function(names[offset], *launch))
@@ -49,45 +50,73 @@ def executor(function: Callable[[str, Size, Size, int, list[bytes]], None]) -> I
         native.emulated.set_executor(None)
 
 
-def launches(table: Table, case: Case, dtype: torch.dtype) -> Counter[str]:
-    """The threads that each kernel would have when a case runs, forward and backward; nothing runs."""
+@contextmanager
+def watched(backend: str, *, runs: bool) -> Iterator[Counter[str]]:
+    """The threads that each kernel of a backend is launched with inside; where `runs` is False, none of them runs.
+
+    Of Triton's kernels the programs, and they are seen only where they do not run.
+    """
     threads: Counter[str] = Counter()
 
-    def note(name: str, grid: Size, block: Size, shared_bytes: int, arguments: list[bytes]) -> None:
+    def note(name: str, grid: Size, block: Size, *rest: object) -> bool:
         threads[name] += math.prod(grid) * math.prod(block)
+        return runs
 
-    arguments = judge.in_dtype(case.arguments(), dtype)
-    with executor(note):
-        judge.run(lambda **kw: table.op(**kw, backend="emulated"), arguments, table.grad, None)
+    if backend == "emulated":
+        with executor(note):
+            yield threads
+    elif backend == "cuda":
+        assert native.cuda is not None, native.cuda_error
+        native.cuda.set_watch(note)
+        try:
+            yield threads
+        finally:
+            native.cuda.set_watch(None)
+    elif backend == "triton" and not runs:
+        from grokkernels.triton import kernel
+
+        with kernel.executing(lambda launch: note(launch.kernel.name, (1, 1, 1), launch.grid) and None):
+            yield threads
+    else:
+        yield threads
+
+
+def launches(table: Table, case: Case, dtype: torch.dtype, backend: str = "emulated") -> Counter[str]:
+    """The threads that each kernel would have when a case runs, forward and backward; nothing runs."""
+    arguments = judge.on_device(judge.in_dtype(case.arguments(), dtype), dispatch.home(backend))
+    with watched(backend, runs=False) as threads:
+        judge.run(lambda **kw: table.op(**kw, backend=backend), arguments, table.grad, None)
     return threads
 
 
-def _numbers(case: Case) -> int:
+def numbers(case: Case) -> int:
     return sum(value.numel() for value in case.arguments().values() if isinstance(value, torch.Tensor))
 
 
 @functools.cache
-def _counted(op: str, architecture: str) -> list[tuple[Counter[str], Work]]:
+def _counted(op: str, architecture: str | None, backend: str) -> list[tuple[Counter[str], Work]]:
     """Every case of a row in every dtype with what it launches, small ones first."""
     with judge.at_level(architecture):
         todo = [(table, case, dtype) for table in ROWS[op] for case in table.cases for dtype in table.dtypes]
-        counted = [(launches(*work), work) for work in todo]
+        counted = [(launches(*work, backend), work) for work in todo]
     if architecture == "sm_80":
         return sorted(counted, key=lambda pair: pair[0].total())
     # Grids of one block per multiprocessor have as many threads whatever they do: there the tensors tell.
-    return sorted(counted, key=lambda pair: _numbers(pair[1][1]))
+    return sorted(counted, key=lambda pair: numbers(pair[1][1]))
 
 
 def _any(name: str) -> bool:
     return True
 
 
-def cheapest_cover(op: str, architecture: str, wanted: Callable[[str], bool] = _any) -> tuple[list[Work], set[str]]:
+def cheapest_cover(
+    op: str, architecture: str | None, wanted: Callable[[str], bool] = _any, backend: str = "emulated"
+) -> tuple[list[Work], set[str]]:
     """Few, small cases of a row that launch every kernel (those `wanted`) that any of its cases launches; and those
-    kernels."""
+    kernels. `architecture` is one of the emulated device's; of a GPU, None: its own."""
     chosen: list[Work] = []
     covered: set[str] = set()
-    for threads, work in _counted(op, architecture):
+    for threads, work in _counted(op, architecture, backend):
         found = {name for name in threads.keys() - covered if wanted(name)}
         if found:
             chosen.append(work)

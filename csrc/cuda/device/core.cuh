@@ -9,12 +9,17 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "common/device.h"
 #include "common/dtypes.h"
+#include "common/launch_watch.h"
 
 #define GK_DEVICE __device__ __forceinline__
 
@@ -51,28 +56,60 @@ inline void check_cuda(cudaError_t status, const char* what) {
   throw std::runtime_error(std::string("grokkernels: ") + what + ": " + cudaGetErrorString(status));
 }
 
-// Compute capability times ten, and the number of multiprocessors, of the current device.
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
+inline int current_device() {
+  int device = 0;
   check_cuda(cudaGetDevice(&device), "no current CUDA device");
-  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "the CUDA device does not describe itself");
+  return device;
+}
+
+// Of the current device. The runtime is asked once for each: attributes do not change.
+template <cudaDeviceAttr kAttribute>
+int device_attribute() {
+  constexpr int kRemembered = 64;
+  static std::atomic<int> known[kRemembered];  // one more than the attribute; 0: not asked yet
+  const int device = current_device();
+  if (device < kRemembered && known[device] != 0) return known[device] - 1;
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, kAttribute, device), "the CUDA device does not describe itself");
+  if (device < kRemembered) known[device] = value + 1;
   return value;
 }
 
+// Compute capability times ten, and the number of multiprocessors, of the current device.
 inline int device_architecture() {
-  return device_attribute(cudaDevAttrComputeCapabilityMajor) * 10 + device_attribute(cudaDevAttrComputeCapabilityMinor);
+  return device_attribute<cudaDevAttrComputeCapabilityMajor>() * 10 +
+         device_attribute<cudaDevAttrComputeCapabilityMinor>();
 }
 
-inline int device_multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+inline int device_multiprocessors() { return device_attribute<cudaDevAttrMultiProcessorCount>(); }
+
+// Lets a block of the kernel have so much dynamic shared memory on the current device. The runtime is asked only for
+// more than before, and never for less: a thread that launches with more may be between its question and its launch.
+inline void allow_shared_memory(const void* kernel, size_t bytes) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, size_t> allowed;
+  const int device = current_device();
+  const std::lock_guard<std::mutex> lock(mutex);
+  size_t& most = allowed[{device, kernel}];
+  if (bytes <= most) return;
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+             "the kernel's shared memory was refused");
+  most = bytes;
+}
+
+inline const char* kernel_name(const void* kernel) {
+  const char* name = nullptr;
+  check_cuda(cudaFuncGetName(&name, kernel), "a kernel has no name");
+  return name;
+}
 
 // Runs `kernel` on the grid; an empty grid does nothing. Throws std::runtime_error when the launch is refused.
 template <typename... Args>
 void launch(void (*kernel)(Args...), const LaunchShape& shape, Stream stream, std::type_identity_t<Args>... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  if (shape.shared_bytes > 48 * 1024)
-    check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shape.shared_bytes)),
-               "the kernel's shared memory was refused");
+  const void* address = reinterpret_cast<const void*>(kernel);
+  if (launch_watch() && !launch_watch()(kernel_name(address), shape)) return;
+  if (shape.shared_bytes > 48 * 1024) allow_shared_memory(address, shape.shared_bytes);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(shape.grid.x, shape.grid.y, shape.grid.z);
   config.blockDim = dim3(shape.block.x, shape.block.y, shape.block.z);
@@ -84,9 +121,8 @@ void launch(void (*kernel)(Args...), const LaunchShape& shape, Stream stream, st
   config.attrs = &cluster;
   config.numAttrs = shape.cluster > 1 ? 1 : 0;
   if (shape.cluster > 8)
-    check_cuda(
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-        "the cluster size was refused");
+    check_cuda(cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+               "the cluster size was refused");
   check_cuda(cudaLaunchKernelEx(&config, kernel, args...), "a kernel was not launched");
 }
 

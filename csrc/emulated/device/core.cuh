@@ -54,8 +54,9 @@ inline int device_multiprocessors() { return emulated::settings().multiprocessor
 template <typename... Args>
 void launch(void (*kernel)(Args...), const LaunchShape& shape, Stream, std::type_identity_t<Args>... args) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  if (emulated::executor())
-    return emulated::executor()(shape, {reinterpret_cast<const void*>(kernel), {{&args, sizeof(args)}...}});
+  if (emulated::executor() &&
+      !emulated::executor()(shape, {reinterpret_cast<const void*>(kernel), {{&args, sizeof(args)}...}}))
+    return;
   emulated::run_grid(shape, [&] { kernel(args...); });
 }
 

@@ -253,8 +253,9 @@ struct KernelCall {
   std::vector<std::pair<const void*, size_t>> arguments;
 };
 
-// Who runs launches instead of this device, if set: the tests put a PTX interpreter here.
-using Executor = std::function<void(const LaunchShape&, const KernelCall&)>;
+// Who is given launches before this device, if set, and answers whether it is to run them too: the tests put a PTX
+// interpreter here.
+using Executor = std::function<bool(const LaunchShape&, const KernelCall&)>;
 Executor& executor();
 
 // Runs `thread` once for every thread of the grid.

@@ -28,6 +28,7 @@ KERNEL(core_shared, {
   out[lane + 32] = shared[lane];
   out[lane + 64] = shared_address(shared + lane) - shared_address(shared);
 })
+KERNEL(core_shared_alignment, { out[lane] = shared_address(dynamic_shared()) % 1024; })
 KERNEL(core_fence_device, {
   out[lane] = in[lane];
   fence_device();

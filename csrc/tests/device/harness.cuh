@@ -1,5 +1,6 @@
 // KERNEL(name, { ... }): a kernel of one warp over words `in` and `out`, with its `lane`, that conformance_run finds by
-// name. KERNEL_OF(name, threads, { ... }) has more threads; KERNEL_TILES(name, tiles, { ... }) has one warp, and
+// name. KERNEL_OF(name, threads, { ... }) has more threads (and says how many: setmaxnreg is dropped from a kernel that
+// may have any number); KERNEL_TILES(name, tiles, { ... }) has one warp, and
 // `in_map` and `out_map` besides: tensor maps of `in` and `out`, both of them `tiles(data)`. The same file builds for a
 // GPU (nvcc), for the emulated device (the C++ compiler), and to PTX.
 #pragma once
@@ -89,11 +90,11 @@ GK_DEVICE uint32_t small_pair(uint32_t bits) {
 using conformance::small;
 using conformance::small_pair;
 
-#define KERNEL_OF(name, threads, ...)                                                   \
-  extern "C" __global__ void name([[maybe_unused]] const uint32_t* in, uint32_t* out) { \
-    [[maybe_unused]] const int lane = static_cast<int>(threadIdx.x);                    \
-    __VA_ARGS__                                                                         \
-  }                                                                                     \
+#define KERNEL_OF(name, threads, ...)                                                                                 \
+  extern "C" __global__ void __launch_bounds__(threads, 1) name([[maybe_unused]] const uint32_t* in, uint32_t* out) { \
+    [[maybe_unused]] const int lane = static_cast<int>(threadIdx.x);                                                  \
+    __VA_ARGS__                                                                                                       \
+  }                                                                                                                   \
   static conformance::Register g_##name(#name, threads, name);
 #define KERNEL(name, ...) KERNEL_OF(name, 32, __VA_ARGS__)
 #define KERNEL_TILES(name, tiles, ...)                                                                               \

@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "common/tensor_tiles.h"
 #include "emulated/runtime/device.h"
 
 namespace py = pybind11;
@@ -47,7 +48,7 @@ void set_multiprocessors(int count) {
 }
 
 // Launches go to a Python function (offset of the kernel in this library, grid, block, shared bytes, arguments as
-// bytes) instead of the device; None: back to the device.
+// bytes), and to the device too where that answers True; None: to the device alone.
 void set_executor(const py::object& function) {
   if (function.is_none()) {
     emulated::executor() = nullptr;
@@ -63,7 +64,8 @@ void set_executor(const py::object& function) {
     const auto offset = static_cast<const char*>(call.kernel) - static_cast<const char*>(where.dli_fbase);
     const py::tuple grid = py::make_tuple(s.grid.x, s.grid.y, s.grid.z);
     const py::tuple block = py::make_tuple(s.block.x, s.block.y, s.block.z);
-    py::reinterpret_borrow<py::function>(callable)(offset, grid, block, s.shared_bytes, arguments);
+    return py::reinterpret_borrow<py::function>(callable)(offset, grid, block, s.shared_bytes, arguments)
+        .is(py::bool_(true));
   };
 }
 
@@ -81,7 +83,11 @@ PYBIND11_MODULE(_C_emulated, m) {
   m.def(
       "set_seed", [](uint64_t seed) { emulated::settings().seed = seed; }, py::arg("seed"),
       "0: threads in order and copies at their wait; any other: both at random, the same way for the same seed.");
-  m.def("set_executor", &set_executor, py::arg("function"), "Who runs launches instead of the device; None: nobody.");
+  m.def("set_executor", &set_executor, py::arg("function"),
+        "Who is given launches before the device, which runs them too where the answer is True; None: nobody.");
+  m.def(
+      "take_refusal", [] { return grokkernels::last_tiles_refusal().exchange(nullptr); },
+      "Why a tensor map was last refused; None when none was since the last question.");
   m.def("counters", &counters, "What the device has done since the last reset, by name.");
   m.def("reset_counters", &reset_counters, "Start counting anew.");
 }

@@ -19,7 +19,7 @@ def _stepped(
     count = len(tensors) // 4
     params, exp_avgs, exp_avg_sqs = ([tensors[f"{kind}{i}"].clone() for i in range(count)] for kind in "pmv")
     grads = [tensors[f"g{i}"] for i in range(count)]
-    steps = [torch.tensor(float(made)) for _ in range(count)]
+    steps = [param.new_full((), made, dtype=torch.float32) for param in params]
     norm = step(params, grads, exp_avgs, exp_avg_sqs, steps, **options)
     kinds = [torch.cat([t.flatten() for t in tensors]) for tensors in (params, exp_avgs, exp_avg_sqs)]
     return (*kinds, *([] if norm is None else [norm]))
