@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.harness.judging import right
 from benchmarks.harness.passes import DTYPES, word
-from benchmarks.harness.peers import Absent, compiled, installed
+from benchmarks.harness.peers import Absent, compiled, on_cpu
 from benchmarks.harness.work import OURS, Work
 from grokkernels.optim import AdamW
 from grokkernels.testing.cases import adamw as cases
@@ -36,7 +36,7 @@ def peers(shape: str, dtype: torch.dtype) -> dict[str, Callable[[], None] | Abse
     found: dict[str, Callable[[], None] | Absent] = {
         "torch": optimizer(lambda p: torch.optim.AdamW(p, foreach=True), shape, dtype),
         "torch fused": optimizer(lambda p: torch.optim.AdamW(p, fused=True), shape, dtype),
-        "DeepSpeed": installed("deepspeed") or optimizer(deepspeed, shape, dtype),
+        "DeepSpeed": on_cpu("deepspeed") or optimizer(deepspeed, shape, dtype),
     }
     if len(SHAPES[shape]) == 1:
         found["torch.compile"] = compiled(optimizer(lambda p: torch.optim.AdamW(p), shape, dtype))

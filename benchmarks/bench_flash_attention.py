@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import grokkernels
 from benchmarks.harness import vllm
-from benchmarks.harness.judging import right
+from benchmarks.harness.judging import DEVICE, right
 from benchmarks.harness.passes import BOTH, DTYPES, FORWARD, calls, word
 from benchmarks.harness.peers import Absent, compiled, find_vllm
 from benchmarks.harness.work import OURS, Work
@@ -54,7 +54,7 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def flex(softcap: float, tokens: int) -> Attention:
-    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, tokens, tokens, device="cpu")
+    mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, tokens, tokens, device=DEVICE)
     run = compiled(flex_attention)
 
     def cap(score: torch.Tensor, b: Any, h: Any, i: Any, j: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import grokkernels
+from benchmarks.harness.judging import DEVICE
 from benchmarks.harness.passes import DTYPES, word
 from benchmarks.harness.peers import compiled
 from benchmarks.harness.work import OURS, Work
@@ -28,6 +29,12 @@ def model(dtype: torch.dtype) -> Grok:
     return Grok(CONFIG, dtype=dtype)
 
 
+def tokens(count: int) -> torch.Tensor:
+    """(1, count), the same on every device."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(CONFIG.vocab_size, (1, count), generator=generator, device="cpu").to(DEVICE)
+
+
 def judged_elsewhere() -> None:
     """Every op against float64 in its own benchmark; here the contenders' losses and tokens must agree."""
 
@@ -35,7 +42,7 @@ def judged_elsewhere() -> None:
 def trainer(dtype: torch.dtype, backend: str | None, wrap: Callable = lambda function: function) -> Callable[[], Any]:
     """A step: forward, backward, AdamW. Plain PyTorch has its own fused AdamW. Gives the loss of the same batch."""
     grok = model(dtype)
-    ids = torch.randint(CONFIG.vocab_size, (1, TOKENS + 1), generator=torch.Generator().manual_seed(1))
+    ids = tokens(TOKENS + 1)
     groups = list(grok.parameters())
     optimizer = AdamW(groups, lr=0.0) if backend is None else torch.optim.AdamW(groups, lr=0.0, fused=True)
 
@@ -63,7 +70,7 @@ def within(backend: str, function: Callable[[], Any]) -> Any:
 def generator(dtype: torch.dtype, backend: str | None) -> Callable[[], Any]:
     """GENERATED tokens after a prompt of 128, the likeliest each time."""
     grok = model(dtype)
-    prompt = torch.randint(CONFIG.vocab_size, (1, 128), generator=torch.Generator().manual_seed(1))
+    prompt = tokens(128)
 
     def speak() -> torch.Tensor:
         return torch.tensor(list(grok.generate(prompt, GENERATED, temperature=0.0)), dtype=torch.float32)

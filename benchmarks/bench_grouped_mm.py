@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 import grokkernels
-from benchmarks.harness.judging import right
+from benchmarks.harness.judging import drawn, right
 from benchmarks.harness.passes import DIRECTIONS, DTYPES, FORWARD, calls, word
 from benchmarks.harness.work import OURS, Work
-from grokkernels.testing import judge
 from grokkernels.testing.cases import grouped_mm as cases
 
 # Rows of each group, depth, columns: large groups (of Grok-1's width, its experts' cut to a sixteenth), small ones, one
@@ -35,7 +34,7 @@ def test_grouped_mm(compare: Any, shape: str, direction: str, dtype: torch.dtype
     groups, depth, cols = SHAPES[shape]
     if shape == "decode" and direction != FORWARD:
         pytest.skip("one token is not trained on")
-    x, w, offsets = judge.in_dtype(cases.case(groups, depth, cols, mt=True).arguments(), dtype).values()
+    x, w, offsets = drawn(cases.case(groups, depth, cols, mt=True), dtype).values()
     functions = {
         OURS: lambda x, w: grokkernels.grouped_mm(x, w, offsets),
         "torch": lambda x, w: loop(x, w, list(groups)),

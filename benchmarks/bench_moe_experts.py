@@ -11,12 +11,11 @@ import torch.nn.functional as F
 
 import grokkernels
 from benchmarks.harness import vllm
-from benchmarks.harness.judging import right
+from benchmarks.harness.judging import drawn, right
 from benchmarks.harness.passes import BOTH, DTYPES, FORWARD, calls, word
 from benchmarks.harness.peers import Absent, find_vllm
 from benchmarks.harness.work import OURS, Work
 from grokkernels.reference.moe_gate import Routing
-from grokkernels.testing import judge
 from grokkernels.testing.cases import moe_experts as cases
 
 # Tokens, width, width of an expert, experts, experts per token: Qwen3's small experts, and Grok-1's eight large ones at
@@ -33,7 +32,7 @@ Experts = Callable[..., torch.Tensor]
 
 def loop(indices: torch.Tensor) -> Experts:
     def call(x: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor, weights: torch.Tensor):
-        y = torch.zeros(x.shape, dtype=torch.float32)
+        y = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for e in range(gate.shape[0]):
             token, k = torch.where(indices == e)
             if token.numel():
@@ -74,7 +73,7 @@ def test_moe_experts(compare: Any, shape: str, direction: str, dtype: torch.dtyp
     tokens, cols, hidden, experts, top_k = SHAPES[shape]
     if direction == BOTH and tokens < 512:
         pytest.skip("so few tokens are not trained on")
-    arguments = judge.in_dtype(cases.case(tokens, cols, hidden, experts, top_k).arguments(), dtype)
+    arguments = drawn(cases.case(tokens, cols, hidden, experts, top_k), dtype)
     indices = arguments.pop("indices")
     tensors = tuple(arguments.values())
     functions = {OURS: ours(indices, experts), "torch": loop(indices), "torch fused": grouped(indices)}

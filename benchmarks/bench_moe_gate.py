@@ -14,7 +14,7 @@ import grokkernels
 from benchmarks.harness import onnx
 from benchmarks.harness.judging import right
 from benchmarks.harness.passes import DIRECTIONS, FORWARD, calls
-from benchmarks.harness.peers import Absent, compiled, installed
+from benchmarks.harness.peers import Absent, compiled, on_cpu
 from benchmarks.harness.work import OURS, Work
 from grokkernels.testing.cases import moe_gate as cases
 
@@ -38,7 +38,7 @@ def test_moe_gate(compare: Any, shape: str, direction: str) -> None:
     }
     contenders = calls(functions, (logits,), direction)
     if direction == FORWARD:
-        contenders["onnxruntime"] = installed("onnxruntime") or onnx.softmax_top_k(logits, top_k)
+        contenders["onnxruntime"] = on_cpu("onnxruntime") or onnx.softmax_top_k(logits, top_k)
     else:
         contenders["onnxruntime"] = Absent("onnxruntime has no backward")
     size = tokens * experts * 4

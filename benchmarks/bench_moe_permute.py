@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import grokkernels
-from benchmarks.harness.judging import right
+from benchmarks.harness.judging import DEVICE, right
 from benchmarks.harness.passes import DIRECTIONS, DTYPES, FORWARD, calls, word
 from benchmarks.harness.work import OURS, Work
 from grokkernels.testing.cases import moe_permute as cases
@@ -18,13 +18,18 @@ from grokkernels.testing.cases import moe_unpermute as back
 SHAPES = {"Grok-1": (2048, 6144, 8, 2), "Qwen3": (2048, 2048, 128, 8)}
 
 
+def routing(tokens: int, experts: int, top_k: int) -> torch.Tensor:
+    with torch.device("cpu"):
+        return cases.routing(torch.Generator().manual_seed(0), tokens, experts, top_k, "even").to(DEVICE)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=word)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_moe_permute(compare: Any, shape: str, direction: str, dtype: torch.dtype) -> None:
     tokens, cols, experts, top_k = SHAPES[shape]
     x = torch.randn(tokens, cols).to(dtype)
-    indices = cases.routing(torch.Generator().manual_seed(0), tokens, experts, top_k, "even")
+    indices = routing(tokens, experts, top_k)
 
     def plain(x: torch.Tensor) -> torch.Tensor:
         return x[indices.flatten().long().argsort(stable=True) // top_k]
@@ -45,7 +50,7 @@ def test_moe_permute(compare: Any, shape: str, direction: str, dtype: torch.dtyp
 def test_moe_unpermute(compare: Any, shape: str, direction: str, dtype: torch.dtype) -> None:
     tokens, cols, experts, top_k = SHAPES[shape]
     y, weights = torch.randn(tokens * top_k, cols).to(dtype), torch.rand(tokens, top_k)
-    indices = cases.routing(torch.Generator().manual_seed(0), tokens, experts, top_k, "even")
+    indices = routing(tokens, experts, top_k)
     slots = grokkernels.moe_permute(torch.zeros(tokens, 1), indices, experts)[1]
     places = slots.view(-1).long()
 

@@ -18,9 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.harness import machine, report, timing
+from benchmarks.harness.judging import DEVICE, different, result
 from benchmarks.harness.peers import Absent
 from benchmarks.harness.work import OURS, Row, Work
-from grokkernels.testing import judge
+
+if DEVICE != "cpu":
+    torch.set_default_device(DEVICE)  # before the benchmarks are imported: they name no device
 
 ROOT = Path(__file__).parent.parent
 ROWS: list[Row] = []
@@ -104,24 +107,6 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Row
         return row
 
     return run
-
-
-def result(call: timing.Call) -> list[torch.Tensor]:
-    return [tensor.detach() for tensor in judge.tensors_of(call())]
-
-
-def different(theirs: list[torch.Tensor], ours: list[torch.Tensor]) -> str | None:
-    """Why another result is not that of the same work, if it is not; loose: float64 has judged ours already."""
-    if len(theirs) != len(ours):
-        return f"gives {len(theirs)} tensors instead of {len(ours)}"
-    for one, other in zip(theirs, ours, strict=True):
-        if one.numel() != other.numel():
-            return f"gives {tuple(one.shape)} instead of {tuple(other.shape)}"
-        one, other = one.reshape(-1).float(), other.reshape(-1).float()
-        error = (one - other).square().mean().sqrt() / (other.square().mean().sqrt() + 1e-20)
-        if not error <= 0.03:
-            return f"gives other numbers: {error.item():.1%} away"
-    return None
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

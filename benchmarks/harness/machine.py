@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.harness import timing
 from benchmarks.harness.work import Work
 from grokkernels import doctor, native
 
 ROOT = Path(__file__).parent.parent.parent
-# Published rates of GPUs, dense: bfloat16 and float32 (tf32) TFLOP/s, TB/s.
-GPUS = {
-    "A100": (312, 156, 2.04),
-    "H100": (989, 495, 3.35),
-    "H200": (989, 495, 4.8),
-    "B200": (2250, 1125, 7.7),
-    "RTX 4090": (165, 83, 1.01),
-    "RTX 5090": (209, 105, 1.79),
-}
 BUFFER = 256 << 20  # bytes: beyond any cache
+GPU_PRODUCT = 8192  # rows and columns of the product that says what a GPU can multiply
 
 
 @dataclass(frozen=True)
@@ -56,17 +50,11 @@ def _best(function: Callable[[], object], seconds: float = 0.4) -> float:
     return best
 
 
-@cache
+@functools.cache
 def limits() -> Limits:
-    """Measured on a CPU; a GPU's are those of its data sheet."""
+    """Measured: what a stream of additions, a product and a copy reach here."""
     if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        known = next((rates for key, rates in GPUS.items() if key in name), None)
-        if known is None:
-            raise SystemExit(f"no published rates of '{name}' in benchmarks/harness/machine.py")
-        half, single, memory = known
-        flops = {"bfloat16": half * 1e12, "float16": half * 1e12, "float32": single * 1e12}
-        return Limits(flops, memory * 1e12, memory * 1e12)
+        return _gpu_limits()
     module = native.module
     assert module is not None, native.load_error
     rounds = 1 << 20
@@ -77,6 +65,18 @@ def limits() -> Limits:
     read = BUFFER / _best(lambda: module.limit_read(x.data_ptr(), count))
     copy = 2 * BUFFER / _best(lambda: module.limit_copy(x.data_ptr(), target, count))
     return Limits({"float32": fma}, read, copy)
+
+
+def _gpu_limits() -> Limits:
+    """A copy of 1 GiB, and products of 8192 x 8192 matrices with random numbers, as torch makes them."""
+    source, target = (torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
+    copy = 2 * source.numel() / min(timing.times_on_gpu(lambda: target.copy_(source), 20))
+    flops = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        a, b = (torch.randn(GPU_PRODUCT, GPU_PRODUCT, device="cuda", dtype=dtype) for _ in range(2))
+        seconds = timing.times_on_gpu(functools.partial(torch.mm, a, b), 10)
+        flops[str(dtype).removeprefix("torch.")] = 2 * GPU_PRODUCT**3 / statistics.median(seconds)
+    return Limits(flops, copy, copy)
 
 
 def commit() -> str:

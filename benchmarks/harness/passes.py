@@ -36,7 +36,8 @@ def call(
         outputs = [out for out in judge.tensors_of(function(*leaves)) if out.requires_grad]
         if not cotangents:
             generator = torch.Generator().manual_seed(0)
-            signs = (torch.randint(0, 2, out.shape, generator=generator).mul(2).sub(1) for out in outputs)
+            drawn = (torch.randint(0, 2, out.shape, generator=generator, device="cpu") for out in outputs)
+            signs = (ones.mul(2).sub(1) for ones in drawn)
             cotangents.extend(sign.to(out.device, out.dtype) for sign, out in zip(signs, outputs, strict=True))
         return torch.autograd.grad(outputs, leaves, cotangents)
 

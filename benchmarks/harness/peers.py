@@ -34,6 +34,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def find_vllm() -> Absent | None:
     """Loads vLLM's CPU operators as torch.ops._C; what keeps them away, if anything does."""
+    if torch.cuda.is_available():
+        return Absent("vLLM's CPU kernels are no peers of a GPU's")
     levels = [name for name in ("avx512", "avx2") if name in _cpu_levels()]
     if not levels:
         return Absent("vLLM's wheel is built for AVX2 and AVX-512")
@@ -57,3 +59,8 @@ def _cpu_levels() -> list[str]:
 
 def installed(package: str) -> Absent | None:
     return None if find_spec(package) is not None else Absent(f"{package} is not installed")
+
+
+def on_cpu(package: str) -> Absent | None:
+    """What keeps a package away whose kernels are for the CPU."""
+    return Absent(f"{package}'s kernels are for the CPU") if torch.cuda.is_available() else installed(package)

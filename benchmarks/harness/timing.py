@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -14,30 +16,43 @@ Call = Callable[[], object]
 SHORTEST = 200e-6  # seconds that one measurement takes at least: shorter calls are repeated inside it
 ROUNDS = (7, 300)  # at least and at most
 L2_FLUSH = 256 << 20  # bytes written before a kernel on a GPU is timed
+CLOCKS_PER_SECOND = 2e9  # of a GPU, about: what torch.cuda._sleep counts
+LONGEST_WAIT = 40_000_000  # clocks
 
 
 def time_of(call: Call, repeats: int) -> float:
-    """Seconds of one call: by the clock on a CPU, by device events with a cold second-level cache on a GPU."""
+    """Seconds of one call: by the clock on a CPU, the median by device events on a GPU."""
     if torch.cuda.is_available():
-        return _on_gpu(call, repeats)
+        return statistics.median(times_on_gpu(call, repeats))
     began = time.perf_counter()
     for _ in range(repeats):
         call()
     return (time.perf_counter() - began) / repeats
 
 
-def _on_gpu(call: Call, repeats: int) -> float:
-    flush = torch.empty(L2_FLUSH, dtype=torch.int8, device="cuda")
-    total = 0.0
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
+@cache
+def _flush() -> torch.Tensor:
+    return torch.empty(L2_FLUSH, dtype=torch.int8, device="cuda")
+
+
+def times_on_gpu(call: Call, repeats: int) -> list[float]:
+    """Seconds of each of several calls by device events, the second-level cache cold.
+
+    Before each the device waits for as long as the host needs to launch the call: what is measured is the kernels.
+    """
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    call()
+    wait = min(LONGEST_WAIT, int((time.perf_counter() - began) * 1.5 * CLOCKS_PER_SECOND))
+    events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(repeats)]
+    for begin, end in events:
+        _flush().zero_()
+        torch.cuda._sleep(wait)
         begin.record()
         call()
         end.record()
-        torch.cuda.synchronize()
-        total += begin.elapsed_time(end) * 1e-3
-    return total / repeats
+    torch.cuda.synchronize()
+    return [begin.elapsed_time(end) * 1e-3 for begin, end in events]
 
 
 def repeats_of(call: Call) -> tuple[int, float]:
