@@ -13,7 +13,8 @@
 #   make ledger   judges what has changed and writes it down      make judge-all  judges everything, whatever it takes
 #   make sanitize memory and race checks of every op (OPS="rms_norm ..." names some), of the CUDA kernels thread by thread
 #   make coverage which lines of the CUDA kernels the case tables run
-#   make gpu-model  predicted times of the kernels      make gpu  conformance, tests and benchmarks on a GPU
+#   make gpu-model  predicted times of the kernels
+#   make gpu      on a machine with a GPU: whether the kernels are right, safe and fast, in three phases (docs/gpu.md)
 #   make cpp      the torch-free libraries and their C++ unit tests (CMake)
 #   make dist-check  sdist and wheel, built, installed and tried in an environment of their own
 #   make new-op NAME=x   the stubs of a new row
@@ -101,8 +102,9 @@ cuda-check: install
 gpu-model: install
 	$(BIN)/python tools/gpu_model.py
 
-gpu: install
-	$(BIN)/python tools/gpu.py
+# Not with the environment above: with the Python that is there, and what is installed beside it.
+gpu:
+	failed=0; for phase in truth safety speed; do $(PYTHON) tools/gpu_day.py $$phase || failed=1; done; exit $$failed
 
 coverage: install
 	$(BIN)/python tools/coverage.py
