@@ -1,7 +1,8 @@
 """Which of cuda and triton the automatic choice tries first, row by row: preference.json.
 
-`make gpu` measures both and writes the file (tools/preference.py); as long as no GPU has, it says "predicted": the
-CUDA kernels come first, being tuned for NVIDIA's architectures, and Triton serves where they do not run.
+`make gpu` measures both and writes such a file beside its report (docs/gpu.md); as long as none of a GPU's stands here,
+this one says "predicted": the CUDA kernels come first, being tuned for NVIDIA's architectures, and Triton serves where
+they do not run.
 """
 
 from __future__ import annotations

@@ -122,6 +122,18 @@ def workers_of(parent: int) -> list[int]:
 # --- the parts ---
 
 
+def test_without_a_gpu(tmp_path: Path) -> None:
+    """One sentence instead of a hundred failures; what an earlier day left stays."""
+    (tmp_path / "truth.json").write_text("{}", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "gpu_day.py"), "truth", "--out", str(tmp_path)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("torch finds no NVIDIA GPU or driver here")
+    assert (tmp_path / "truth.json").read_text(encoding="utf-8") == "{}"
+
+
 def test_a_report_names_each_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = Record("truth", "stand-in", tmp_path)
     for kind in KINDS:

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -48,6 +49,12 @@ def environment(device: str) -> dict[str, str]:
     return {**os.environ, **own, "PATH": f"{os.environ.get('PATH', '')}:/usr/local/cuda/bin"}
 
 
+def gpu_is_there() -> bool:
+    """As torch sees it, in a process of its own: this one holds no context."""
+    asked = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("phase", choices=PHASES)
@@ -60,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     began = time.monotonic()
+    if options.device == "cuda" and not gpu_is_there():
+        sys.exit("torch finds no NVIDIA GPU or driver here; --device stand-in runs the phases without one")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what it started, too
     WORK.mkdir(parents=True, exist_ok=True)
     record = Record(options.phase, options.device, options.out)

@@ -70,7 +70,7 @@ def limits() -> Limits:
 def _gpu_limits() -> Limits:
     """A copy of 1 GiB, and products of 8192 x 8192 matrices with random numbers, as torch makes them."""
     source, target = (torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
-    copy = 2 * source.numel() / min(timing.times_on_gpu(lambda: target.copy_(source), 20))
+    copy = 2 * source.numel() / statistics.median(timing.times_on_gpu(lambda: target.copy_(source), 20))
     flops = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         a, b = (torch.randn(GPU_PRODUCT, GPU_PRODUCT, device="cuda", dtype=dtype) for _ in range(2))

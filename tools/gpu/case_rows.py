@@ -12,9 +12,9 @@ import torch
 
 from gpu.device import Device, device_of
 from gpu.plant import planted
-from gpu.record import PASSED, WRONG, Row
+from gpu.record import ABSENT, ERROR, PASSED, WRONG, Row
 from gpu.worker import Question
-from grokkernels import native
+from grokkernels import doctor, native
 from grokkernels.testing import judge
 from grokkernels.testing.case import Case, Table
 from tests.device import launches
@@ -53,8 +53,21 @@ def where(column: str, level: str | None, dtype: torch.dtype) -> str:
     return " ".join(word for word in (column, level, str(dtype).removeprefix("torch.")) if word)
 
 
+def unusable(check: str, column: str, name: str) -> Question | None:
+    """The one row of a job whose column has no kernels here, with the reason; None where it has some. Triton's may be
+    absent; the CUDA column's were to be built."""
+    why = doctor.report()["backends"][column]["reason"]
+    if why is None:
+        return None
+    return Question(Row(check, name, column, ""), lambda: (ABSENT if column == "triton" else ERROR, why, {}))
+
+
 def rows(spec: dict[str, Any], say: Callable[..., None]) -> Iterator[Question]:
     device, column = device_of(spec), spec["column"]
+    refused = unusable("float64 rule", column, ",".join(spec["ops"]))
+    if refused is not None:
+        yield refused
+        return
     for op in spec["ops"]:
         for table, level, case, dtype in chosen(device, op, column, spec["part"]):
             row = Row("float64 rule", table.name, where(column, level, dtype), case.name)

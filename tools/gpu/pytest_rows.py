@@ -30,7 +30,12 @@ class Rows:
         self._reports.append(report)
 
     def _row(self, item: pytest.Item) -> Row:
-        return Row("tests", Path(self._file).stem.removeprefix("test_"), "emulated as cuda, triton", item.name)
+        return Row(
+            "tests",
+            Path(self._file).stem.removeprefix("test_"),
+            "emulated as cuda, triton",
+            item.nodeid.partition("::")[2],
+        )
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = [item for item in session.items if asks_a_gpu(item) and self._row(item).key not in self._done]

@@ -87,7 +87,7 @@ class Record:
         self.rows[row.key] = row
         self._lines[row.key] = json.dumps(asdict(row))
         shown = f"{row.kind:<11} {row.name}" + (f": {row.words}" if row.words else "")
-        self.log(shown) if row.kind == PASSED else self.say(shown)
+        self.log(shown) if row.kind in (PASSED, NOT_REACHED) else self.say(shown)
         self._write()
 
     def tell(self, facts: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from benchmarks.harness import machine, passes, timing
 from benchmarks.harness.judging import OTHER_NUMBERS, different, result, right
 from benchmarks.harness.passes import BOTH, FORWARD
 from benchmarks.harness.peers import Absent, compiled
-from gpu.case_rows import brief
+from gpu.case_rows import brief, unusable
 from gpu.contenders import OPS, PROBLEMS, SIZES, Problem
 from gpu.device import Device, device_of
 from gpu.record import PASSED, WRONG, Row
@@ -159,12 +159,15 @@ def rows(spec: dict[str, Any], say: Callable[..., None]) -> Iterator[Question]:
 
         yield Question(Row("ceiling", "torch", device.name, "copy, product"), ask)
         return
+    refused = {column: unusable("speed", column, ",".join(spec["ops"])) for column in device.columns()}
+    yield from (question for question in refused.values() if question is not None)
+    columns = [column for column, question in refused.items() if question is None]
     ceilings = measured(device)
     for op in spec["ops"]:
         for index, make in enumerate(PROBLEMS[op]):
             for turn, size in enumerate(SIZES[device.name]):
                 for direction in (FORWARD, BOTH):
-                    for column in device.columns():
+                    for column in columns:
                         case = f"{size.name}, {make.__name__}, {direction}"
                         row = Row("speed", OPS.get(make.__name__, make.__name__), column, case)
                         yield Question(row, asked(device, ceilings, column, (op, index, turn), direction))

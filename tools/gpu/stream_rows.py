@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gpu.case_rows import chosen, where
+from gpu.case_rows import chosen, unusable, where
 from gpu.device import Device, Tensors, device_of
 from gpu.plant import planted
 from gpu.record import ABSENT, PASSED, WRONG, Row
@@ -128,6 +128,10 @@ def elsewhere(device: Device, work: Work, other: str, make: Callable[[str], Work
 
 def rows(spec: dict[str, Any], say: Callable[..., None]) -> Iterator[Question]:
     device, column = device_of(spec), spec["column"]
+    refused = unusable("stream", column, ",".join(spec["ops"]))
+    if refused is not None:
+        yield refused
+        return
     for op in spec["ops"]:
         for turn, (table, level, case, dtype) in enumerate(chosen(device, op, column, spec["part"])):
             yield from _of_case(device, column, planted(table, device), level, case, dtype, first=turn == 0)
