@@ -15,21 +15,24 @@ and its gradient owes nothing to ours.
 from __future__ import annotations
 
 import os
+import re
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
-from grokkernels import native, preference
+from grokkernels import derivatives, native, preference
 from grokkernels import triton as triton_column
 
 BACKENDS = ("cuda", "triton", "cpu", "emulated", "reference")
 # Backends that the automatic choice tries, by device type, in order; `emulated` is never chosen unasked, nor is
 # `triton` on the CPU. Between cuda and triton, preference.py decides, row by row.
-AUTOMATIC = {"cpu": ("cpu", "reference"), "xpu": ("triton", "reference")}
+# A meta tensor has no kernels, only the shape functions that all of them share.
+AUTOMATIC = {"cpu": ("cpu", "reference"), "xpu": ("triton", "reference"), "meta": ("cpu", "reference")}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The overload of a native function that each backend calls.
 OVERLOADS = {"cpu": "native", "cuda": "native", "triton": "triton", "emulated": "emulated"}
@@ -47,7 +50,16 @@ def _checked(name: str, source: str) -> str:
 _environment = os.environ.get("GROKKERNELS_BACKEND") or None
 if _environment is not None:
     _checked(_environment, "GROKKERNELS_BACKEND")
-_forced: str | None = _environment
+
+
+class _Forced(threading.local):
+    """What `use` asks for in this thread. torch.compile reads it as any attribute; a ContextVar it does not trace."""
+
+    def __init__(self) -> None:
+        self.backend = _environment
+
+
+_forced = _Forced()
 
 ROWS: dict[str, Row] = {}
 
@@ -56,15 +68,16 @@ ROWS: dict[str, Row] = {}
 def use(backend: str) -> Iterator[None]:
     """Run every op called inside the `with` block on this backend, unless the call names one itself.
 
+    It holds for this thread; the gradient of a call is computed where the call itself was, in whatever thread.
+
     Errors: ValueError when `backend` is no backend's name; what a backend cannot run, it refuses when called.
     """
-    global _forced
-    before = _forced
-    _forced = _checked(backend, "use()")
+    before = _forced.backend
+    _forced.backend = _checked(backend, "use()")
     try:
         yield
     finally:
-        _forced = before
+        _forced.backend = before
 
 
 @dataclass(frozen=True)
@@ -100,16 +113,47 @@ class Row:
 
     def choose(self, requested: str | None, device: torch.device, *args: Any, **kwargs: Any) -> str:
         """The backend that runs this call."""
-        wanted = requested if requested is not None else _forced
+        wanted = requested if requested is not None else _forced.backend
         if wanted is not None:
             reason = self._reason(_checked(wanted, "backend"), device, args, kwargs)
             if reason is not None:
                 raise ValueError(f"{self.name} cannot run on backend '{wanted}': {reason}")
             return wanted
         for backend in self.automatic(device):
+            if backend == "reference":
+                break
             if self._reason(backend, device, args, kwargs) is None:
                 return backend
+        self._say_plain(device)
         return "reference"
+
+    def _say_plain(self, device: torch.device) -> None:
+        """Warns where no kernel of ours can run at all; a single call that none supports is not worth a word."""
+        reasons = {backend: _unusable(backend, device) for backend in self.automatic(device) if backend != "reference"}
+        if reasons and None not in reasons.values():
+            words = "; ".join(f"{backend}: {reason}" for backend, reason in reasons.items())
+            _warn_once(self.name, _kind(device), words)
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(op: str, kind: str, reasons: str) -> None:
+    """Says, once for the process and these reasons, that no kernel of ours runs on this kind of device."""
+    if reasons in _warned:
+        return
+    _warned.add(reasons)
+    warnings.warn(
+        f"{op} and every other op runs in plain PyTorch (backend 'reference') on {kind} tensors, which is slow: "
+        f"{reasons}. `python -m grokkernels doctor` says what is missing; grokkernels.use('reference') asks for plain "
+        "PyTorch without this warning.",
+        stacklevel=5,  # the line that calls the op
+    )
+
+
+_warn_once._dynamo_marked_constant = (
+    True  # torch.compile runs it while it traces, as torch.compiler.assume_constant_result
+)
 
 
 def _kind(device: torch.device) -> str:
@@ -126,13 +170,17 @@ _LIBRARIES = {
 
 
 def _unusable(backend: str, device: torch.device) -> str | None:
-    """Why no kernel of this backend runs on this device here; None when they do."""
+    """Why no kernel of this backend runs on this device here; None when they do, and for meta tensors, which need a
+    shape function alone."""
+    kind = _kind(device)
+    if kind == "meta":
+        return None
     if backend == "triton":
-        return triton_column.load_error() or triton_column.device_reason(device.type)
+        return triton_column.load_error() or triton_column.device_reason(kind)
     library, error, home = _LIBRARIES[backend]
     if getattr(native, library) is None:
         return getattr(native, error)
-    if _kind(device) != home:
+    if kind != home:
         return f"the tensors are on {device}, not on {'the CPU' if home == 'cpu' else 'a CUDA device'}"
     return None
 
@@ -173,32 +221,11 @@ class NativeFunction:
     name: str
     calls: dict[str, Callable[..., Any]]
     differentiable: bool
+    constants: tuple[str, ...]
 
     def on(self, backend: str) -> Callable[..., Any]:
         """What calls the overload of `backend`."""
         return self.calls[backend]
-
-
-def _past_autograd(overload: torch._ops.OpOverload) -> Callable[..., Any]:
-    """Calls a function that has a derivative, past PyTorch's machinery for derivatives where none can be asked for.
-
-    That machinery is Python here and takes 7 microseconds a call, more than a small kernel. `_op` is what the overload
-    itself calls, without its 0.4 microseconds.
-    """
-    op = overload._op
-
-    def call(*args: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
-            or torch._C._functorch.peek_interpreter_stack() is not None
-            or forward_ad._current_level >= 0
-        ):
-            return overload(*args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
-
-    return call
 
 
 def define(
@@ -208,36 +235,48 @@ def define(
     *,
     setup_context: Callable[..., None] | None = None,
     backward: Callable[..., Any] | None = None,
+    constants: tuple[str, ...] = (),
     backends: tuple[str, ...] = ("cpu", "cuda", "triton", "emulated"),
 ) -> NativeFunction:
     """Makes `name` known to PyTorch: `schema` is "(arguments) -> returns", `fake` its shape function.
 
     `setup_context(ctx, inputs, output)` and `backward(ctx, *grads)` are as in torch.library.register_autograd; the
-    derivative reads `ctx.backend` to stay on the backend of the forward pass.
+    derivative reads `ctx.backend` to stay on the backend of the forward pass. Without them it is refused.
+    `constants` are floating tensors that no gradient reaches: one that asks for it is refused.
     """
-    overloads: dict[str, torch._ops.OpOverload] = {}
+    calls: dict[str, Callable[..., Any]] = {}
+    op = fake.__module__.rsplit(".", 1)[-1]
     for backend in backends:
         overload = OVERLOADS[backend]
-        shared = next((b for b in overloads if OVERLOADS[b] == overload), None)
+        shared = next((b for b in calls if OVERLOADS[b] == overload), None)
         if shared is not None:
-            overloads[backend] = overloads[shared]
+            calls[backend] = calls[shared]
             continue
-        qualified = f"grokkernels::{name}.{overload}"
-        _library.define(f"{name}.{overload}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(qualified, fake, lib=_library)
-        if backward is not None:
-            setup = _on_backend(backend, setup_context)
-            torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_library)
+        qualified = f"{name}.{overload}"
+        _library.define(f"{qualified}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"grokkernels::{qualified}", fake, lib=_library)
         if backend == "triton":
-            launch = _triton_launcher(fake.__module__.rsplit(".", 1)[-1], name)
+            launch = _triton_launcher(op, name)
             for key in ("CPU", "CUDA", "XPU"):
-                _library.impl(f"{name}.{overload}", launch, key)
-        overloads[backend] = getattr(getattr(torch.ops.grokkernels, name), overload)
-    calls: dict[str, Callable[..., Any]] = dict(overloads)
-    if backward is not None:
-        calls = {backend: _past_autograd(overload) for backend, overload in overloads.items()}
-    FUNCTIONS[name] = NativeFunction(name, calls, backward is not None)
+                _library.impl(qualified, launch, key)
+        calls[backend] = derivatives.register(
+            _library,
+            getattr(getattr(torch.ops.grokkernels, name), overload),
+            fake,
+            backend,
+            lambda: _public_name(name, op),
+            setup_context,
+            backward,
+            constants,
+        )
+    FUNCTIONS[name] = NativeFunction(name, calls, backward is not None, constants)
     return FUNCTIONS[name]
+
+
+def _public_name(function: str, file: str) -> str:
+    """The op that a native function belongs to, where one file holds two ops by its own name."""
+    stem = re.sub("_(fwd|bwd|inplace)$", "", function)
+    return stem if stem in ROWS else file
 
 
 def _triton_launcher(op: str, name: str) -> Callable[..., Any]:
@@ -247,18 +286,6 @@ def _triton_launcher(op: str, name: str) -> Callable[..., Any]:
         return triton_column.launcher(op, name)(*args, **kwargs)
 
     return launch
-
-
-def _on_backend(backend: str, setup_context: Callable[..., None] | None) -> Callable[..., None]:
-    """A setup_context that also notes the backend, and leaves gradients that never arrived as None."""
-
-    def setup(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.backend = backend
-        ctx.set_materialize_grads(False)
-        if setup_context is not None:
-            setup_context(ctx, inputs, output)
-
-    return setup
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:

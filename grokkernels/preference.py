@@ -8,23 +8,25 @@ they do not run.
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 PATH = Path(__file__).with_name("preference.json")
 
 
-@cache
-def _table() -> dict[str, Any]:
+def read() -> dict[str, Any]:
+    """What PATH says."""
     return json.loads(PATH.read_text(encoding="utf-8"))
+
+
+_table = read()  # at import: torch.compile, which traces the choice of a backend, reads no file
 
 
 def order(op: str) -> tuple[str, ...]:
     """The two backends, the faster first."""
-    return ("triton", "cuda") if op in _table()["triton_first"] else ("cuda", "triton")
+    return ("triton", "cuda") if op in _table["triton_first"] else ("cuda", "triton")
 
 
 def source() -> str:
     """`predicted`, or the GPU on which it was measured."""
-    return _table()["source"]
+    return _table["source"]

@@ -36,6 +36,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("dtype", table.dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
     if "backend" in wanted:
         metafunc.parametrize("backend", backends(table), ids=str)
+    if "column" in wanted:
+        metafunc.parametrize("column", list(dict.fromkeys(backend.name for backend in backends(table))))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

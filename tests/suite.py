@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.func import grad, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grokkernels import dispatch, native
@@ -126,16 +130,139 @@ class CaseTableTests:
             if one is not None:
                 torch.testing.assert_close(other, one, rtol=0, atol=0, equal_nan=True)
 
+    def test_forward_mode_is_refused(self, column: str) -> None:
+        """A tangent is never dropped: there is no forward-mode derivative, and the call says so."""
+        arguments, wanted = plain_arguments(self.table)
+        floats = [k for k, v in arguments.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+        for name in wanted or floats:
+            with forward_ad.dual_level():
+                dual = forward_ad.make_dual(arguments[name], torch.ones_like(arguments[name]))
+                with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+                    self.table.op(**{**arguments, name: dual}, backend=column)
+
+    def test_second_derivative_is_right_or_refused(self, column: str) -> None:
+        """No term of it is dropped: it is the reference's, or an error."""
+        arguments, wanted = plain_arguments(self.table)
+        expected = _second_derivative(self.table.reference, arguments, wanted)
+        try:
+            got = _second_derivative(lambda **kw: self.table.op(**kw, backend=column), arguments, wanted)
+        except NotImplementedError as error:
+            assert f"{self.table.name.removesuffix('_varlen')} has no second derivative" in str(error)  # noqa: PT017
+        else:
+            torch.testing.assert_close(got, expected)
+
+    def test_gradients_per_sample(self, column: str) -> None:
+        """torch.vmap over torch.func.grad gives what a loop over autograd gives."""
+        call = _Batch(self.table, column)
+        if call.places:
+            torch.testing.assert_close(vmap(grad(call.loss, call.places))(*call.both), call.loop(call.in_dims))
+        else:  # it writes into its arguments
+            with pytest.raises(RuntimeError, match="Batching rule"):
+                vmap(call.loss)(*call.both)
+
+    def test_transforms(self) -> None:
+        """So it does where some arguments are the same for all samples, and with the gradient taken outside."""
+        call = _Batch(self.table, "cpu")
+        for place in call.places:
+            in_dims = tuple(0 if i == place else None for i in range(len(call.both)))
+            given = [both if dim == 0 else both[0] for both, dim in zip(call.both, in_dims, strict=True)]
+            loop = call.loop(in_dims)
+            torch.testing.assert_close(vmap(grad(call.loss, call.places), in_dims)(*given), loop)
+            summed = [part if i == place else part.sum(0) for part, i in zip(loop, call.places, strict=True)]
+            outside = grad(lambda *given: vmap(call.loss, in_dims)(*given).sum(), call.places)  # noqa: B023
+            torch.testing.assert_close(list(outside(*given)), summed)
+
+    @pytest.mark.parametrize("kind", ["meta", "fake"])
+    def test_shapes_alone(self, kind: str) -> None:
+        """Tensors without numbers: outputs and gradients have the shapes and dtypes of real ones."""
+        arguments, wanted = plain_arguments(self.table)
+        for given in (arguments, judge.in_float64(arguments)):  # the latter on the reference
+            real_out, real_grad, _ = judge.run(self.table.op, given, wanted, None)
+            mode = FakeTensorMode()
+            move = mode.from_tensor if kind == "fake" else lambda tensor: tensor.to("meta")
+            shapes = {name: move(v) if isinstance(v, torch.Tensor) else v for name, v in given.items()}
+            leaves = [shapes[name].requires_grad_() for name in wanted]
+            with mode if kind == "fake" else nullcontext():
+                out = judge.tensors_of(self.table.op(**shapes))
+                gradient = torch.autograd.grad(_loss(out), leaves) if leaves else []
+            for got, real in zip([*out, *gradient], [*real_out, *real_grad], strict=True):
+                assert (got.shape, got.dtype) == (real.shape, real.dtype)
+
+
+class _Batch:
+    """Two samples of an op's plain arguments, stacked; a loss of one sample, and its gradients in a loop."""
+
+    def __init__(self, table: Table, column: str) -> None:
+        self.table, self.column = table, column
+        samples = [plain_arguments(table, draw)[0] for draw in range(2)]
+        self.rest = samples[0]
+        self.names = [name for name, value in samples[0].items() if isinstance(value, torch.Tensor)]
+        self.places = tuple(self.names.index(name) for name in plain_arguments(table)[1])
+        self.both = [torch.stack([sample[name] for sample in samples]) for name in self.names]
+        self.in_dims = (0,) * len(self.both)
+
+    def loss(self, *tensors: torch.Tensor) -> torch.Tensor:
+        given = {**self.rest, **dict(zip(self.names, tensors, strict=True))}
+        return _loss(judge.tensors_of(self.table.op(**given, backend=self.column)))
+
+    def loop(self, in_dims: tuple[int | None, ...]) -> tuple[torch.Tensor, ...]:
+        """The gradients of each sample; an argument whose dim is None is the first sample's for all."""
+        rows = []
+        for i in range(2):
+            leaves = [both[0 if dim is None else i].clone() for both, dim in zip(self.both, in_dims, strict=True)]
+            wanted = [leaves[place].requires_grad_() for place in self.places]
+            rows.append(torch.autograd.grad(self.loss(*leaves), wanted))
+        return tuple(torch.stack(pair) for pair in zip(*rows, strict=True))
+
+
+@cache
+def _plain_case(table: Table) -> tuple[Case, tuple[str, ...]]:
+    """The smallest case whose outputs are finite and whose gradients are not all zero; the arguments that have them."""
+
+    def size(case: Case) -> int:
+        return sum(value.numel() for value in case.arguments().values() if isinstance(value, torch.Tensor))
+
+    for case in sorted((case for case in table.cases if smallest_tensor(case)), key=size):
+        arguments = judge.in_dtype(case.arguments(), torch.float32)
+        wanted = tuple(name for name in table.grad if isinstance(arguments.get(name), torch.Tensor))
+        outputs, gradients, _ = judge.run(table.reference, arguments, wanted, None)
+        if all(out.isfinite().all() for out in outputs) and all(g is not None and g.any() for g in gradients):
+            return case, wanted
+    raise AssertionError(f"{table.name} has no case with a gradient everywhere")
+
+
+def plain_arguments(table: Table, draw: int = 0) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Arguments in float32 of a small case where every gradient is there, and the names of those that have one."""
+    case, wanted = _plain_case(table)
+    return judge.in_dtype(case.arguments(draw), torch.float32), wanted
+
+
+def _loss(outputs: list[torch.Tensor]) -> torch.Tensor:
+    """A number that depends on every output, and not linearly: each gradient is nobody's constant."""
+    floats = [out for out in outputs if out.is_floating_point()]
+    return sum((out.square() * (i + 1)).sum() for i, out in enumerate(floats))
+
+
+def _second_derivative(function: Callable[..., Any], arguments: dict[str, Any], wanted: tuple[str, ...]) -> Any:
+    """The gradient of a penalty on the gradients; nothing where there are none."""
+    leaves = {name: arguments[name].clone().requires_grad_() for name in wanted}
+    loss = _loss(judge.tensors_of(function(**{**arguments, **leaves})))
+    if not wanted:
+        return loss.requires_grad
+    first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+    return torch.autograd.grad(_loss(first), list(leaves.values()), allow_unused=True)
+
 
 def _with_grad(function: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments as leaves; floating tensors ask for gradients where the function has a derivative."""
-    differentiable = dispatch.FUNCTIONS[function.name().split("::")[1].split(".")[0]].differentiable
+    native = dispatch.FUNCTIONS[function.name().split("::")[1].split(".")[0]]
 
-    def leaf(value: Any) -> Any:
+    def leaf(value: Any, name: str) -> Any:
         if isinstance(value, (list, tuple)):
-            return [leaf(part) for part in value]
+            return [leaf(part, name) for part in value]
         if not isinstance(value, torch.Tensor):
             return value
-        return value.detach().clone().requires_grad_(differentiable and value.is_floating_point())
+        wanted = native.differentiable and name not in native.constants and value.is_floating_point()
+        return value.detach().clone().requires_grad_(wanted)
 
-    return tuple(leaf(value) for value in args)
+    return tuple(leaf(value, argument.name) for value, argument in zip(args, function._schema.arguments, strict=False))

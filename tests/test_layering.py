@@ -20,8 +20,9 @@ ALLOWED = {
     "preference": set(),
     "triton": set(),
     "reference": set(),
-    "dispatch": {"native", "preference", "triton"},
-    "ops": {"dispatch", "reference"},
+    "derivatives": set(),
+    "dispatch": {"derivatives", "native", "preference", "triton"},
+    "ops": {"derivatives", "dispatch", "reference"},
     "nn": {"ops"},
     "optim": {"ops"},
     "models": {"nn", "optim", "ops"},
@@ -31,6 +32,7 @@ ALLOWED = {
 # Third parties that a part may import beside the standard library; None is not held.
 THIRD_PARTIES = {
     "reference": {"torch"},
+    "derivatives": {"torch"},
     "dispatch": {"torch"},
     "ops": {"torch"},
     "native": {"torch"},

@@ -9,6 +9,7 @@ import torch
 from grokkernels import dispatch
 from grokkernels.ops import checks
 from grokkernels.reference import adamw as reference
+from grokkernels.reference.values import known
 
 __all__ = ["adamw"]
 
@@ -177,12 +178,12 @@ def adamw(
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *steps])
         return norm
-    if norm is not None and not torch.isfinite(norm):
+    if norm is not None and known(norm) and not torch.isfinite(norm):
         return norm
     for p, g, m, v, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
         step += 1
         reference.adamw_step(
-            [p], [g], [m], [v], int(step),
+            [p], [g], [m], [v], int(step) if known(step) else 1,
             lr=lr, beta1=beta1, beta2=beta2, eps=eps, weight_decay=weight_decay,
             max_norm=max_norm, maximize=maximize, norm=norm,
         )  # fmt: skip

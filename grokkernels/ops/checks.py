@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from grokkernels import derivatives
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -51,6 +53,14 @@ def same_device(**tensors: torch.Tensor | None) -> torch.device:
             raise ValueError(f"{name} is on {tensor.device} and {first} on {device}: all must be on one device")
     assert device is not None
     return device
+
+
+def readable(*tensors: torch.Tensor | None) -> bool:
+    """Whether the numbers of all tensors given can be looked at now, without waiting for a device: not while
+    torch.compile or a transform of torch.func is at work, where a kernel sees them first."""
+    if torch.compiler.is_compiling() or derivatives.transformed():
+        return False
+    return all(tensor is None or (type(tensor) is torch.Tensor and tensor.is_cpu) for tensor in tensors)
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:

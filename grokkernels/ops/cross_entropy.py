@@ -72,14 +72,13 @@ def check_loss_options(
 
 
 def check_targets(targets: torch.Tensor, rows: int, vocabulary: int, ignore_index: int) -> None:
-    """Targets (rows,) inside the vocabulary or ignored. The numbers are looked at only where that waits for no device
-    and breaks no graph: a compiled call leaves it to the kernel, which refuses them with a RuntimeError on the CPU; on
-    a device their rows become NaN."""
+    """Targets (rows,) inside the vocabulary or ignored. The numbers are looked at where they are readable; elsewhere
+    the kernel refuses them with a RuntimeError on the CPU, and on a device their rows become NaN."""
     checks.integers("targets", targets)
     checks.shape("targets", targets, (rows,), "(N,)")
     if vocabulary < 1:
         raise ValueError("V must be at least 1, got an empty vocabulary")
-    if torch.compiler.is_compiling() or type(targets) is not torch.Tensor or not targets.is_cpu or rows == 0:
+    if rows == 0 or not checks.readable(targets):
         return
     low, high = torch.aminmax(targets)
     if low.item() >= 0 and high.item() < vocabulary:
@@ -135,7 +134,7 @@ def cross_entropy(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, a target outside the vocabulary
-            (on the CPU alone; RuntimeError under torch.compile), or a backend that cannot run it.
+            (on the CPU alone; RuntimeError under torch.compile and torch.func), or a backend that cannot run it.
 
     Source: the online logsumexp of Milakov and Gimelshein, arXiv:1805.02867; the z-loss of PaLM, arXiv:2204.02311.
     """

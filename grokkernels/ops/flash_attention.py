@@ -87,6 +87,7 @@ _fwd = dispatch.define(
     _fwd_fake,
     setup_context=_fwd_setup,
     backward=_fwd_backward,
+    constants=("alibi_slopes",),
 )
 
 
@@ -292,10 +293,9 @@ def flash_attention(
 def _check_offsets(name: str, offsets: torch.Tensor, total: int, longest: int, longest_name: str) -> None:
     """cu_seqlens: starts at 0, never falls, stays within the tensor, no sequence longer than announced.
 
-    Only values that are at hand are read: not on another device, not while torch.compile traces (the native function
-    looks again).
+    Only where they are readable; the native function looks again.
     """
-    if torch.compiler.is_compiling() or offsets.device.type != "cpu":
+    if not checks.readable(offsets):
         return
     values = offsets.tolist()
     if values[0] != 0:

@@ -56,8 +56,8 @@ ROW = dispatch.Row("grouped_mm", dict.fromkeys(("cpu", "cuda", "triton"), _suppo
 
 
 def _check_values(offsets: torch.Tensor, rows: int) -> None:
-    """offsets rise from 0 to at most rows. Read where that costs nothing: on the CPU, outside of tracing."""
-    if torch.compiler.is_compiling() or type(offsets) is not torch.Tensor or offsets.device.type != "cpu":
+    """offsets rise from 0 to at most rows, where they are readable."""
+    if not checks.readable(offsets):
         return
     before = 0
     for expert, end in enumerate(offsets.tolist()):
@@ -76,8 +76,8 @@ def grouped_mm(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor, *, backe
         x: ``(M, K)``, any strides; float32, bfloat16 or float16 (float64 on the reference).
         w: ``(E, K, N)``, any strides, the dtype of x. A layer's ``(E, out, in)`` weight is passed as its ``.mT``.
         offsets: ``(E,)`` int32: group e ends before row ``offsets[e]``. They rise, from 0 to at most M, and a group may
-            be empty: torch's ``F.grouped_mm`` takes the same. Checked on the CPU, except under torch.compile, where
-            wrong values give wrong rows and nothing worse.
+            be empty: torch's ``F.grouped_mm`` takes the same. Checked on the CPU, except under torch.compile and
+            torch.func, where wrong values give wrong rows and nothing worse.
         backend: who computes; see `grokkernels.use`.
 
     Returns:

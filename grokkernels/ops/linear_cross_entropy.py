@@ -108,7 +108,7 @@ def linear_cross_entropy(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, a target outside the vocabulary
-            (RuntimeError under torch.compile), or a backend that cannot run it.
+            (RuntimeError under torch.compile and torch.func), or a backend that cannot run it.
 
     Source: Wijmans et al., "Cut Your Losses in Large-Vocabulary Language Models", arXiv:2411.09009.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from grokkernels import dispatch
+from grokkernels import derivatives, dispatch
 from grokkernels.ops import checks
 from grokkernels.ops.moe_permute import int32_indices
 from grokkernels.reference.moe_experts import moe_experts as reference
@@ -163,7 +163,7 @@ def moe_experts(
     chosen = ROW.choose(backend, device, *tensors.values(), routing, **options)
     if chosen == "reference":
         return reference(*tensors.values(), routing, **options)
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors.values(), weights))
+    keep = derivatives.wanted(*tensors.values(), weights)
     y, *_ = _fwd.on(chosen)(
         x.reshape(-1, cols),
         gate_proj,

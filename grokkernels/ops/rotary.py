@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from grokkernels import dispatch
+from grokkernels import derivatives, dispatch
 from grokkernels.ops import checks
 from grokkernels.reference.rotary import rotary as reference
 from grokkernels.reference.rotary import rotary_tables
@@ -50,6 +50,7 @@ _fwd = dispatch.define(
     _fwd_fake,
     setup_context=_fwd_setup,
     backward=_fwd_backward,
+    constants=("cos", "sin"),
 )
 
 
@@ -109,10 +110,10 @@ def rotary(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, a position outside the tables, or
-            a backend that cannot run it. Inside a compiled graph the values of positions and cu_seqlens are checked by
-            the kernel instead, which raises RuntimeError before it writes anything. On a CUDA device no value is
-            checked, since that would wait for the device: a token whose position has no row in the tables, or which no
-            sequence of cu_seqlens holds, gets NaN in its R turned dims, and nothing is read outside.
+            a backend that cannot run it. Inside a compiled graph or torch.func the values of positions and cu_seqlens
+            are checked by the kernel instead, which raises RuntimeError before it writes anything. On a CUDA device no
+            value is checked, since that would wait for the device: a token whose position has no row in the tables, or
+            which no sequence of cu_seqlens holds, gets NaN in its R turned dims, and nothing is read outside.
 
     Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
     """
@@ -136,7 +137,7 @@ def rotary(
     if not inplace:
         turned_q, turned_k = _fwd.on(chosen)(q, k, *options)
         return turned_q, None if k is None else turned_k
-    if torch.is_grad_enabled() and (q.requires_grad or (k is not None and k.requires_grad)):
+    if derivatives.wanted(q, *(() if k is None else (k,))):
         turned_q, turned_k = _fwd.on(chosen)(q, k, *options)
         return _copied_into(q, turned_q), None if k is None else _copied_into(k, turned_k)
     _inplace.on(chosen)(q, k, *options)
@@ -199,7 +200,7 @@ def _check(
     elif isinstance(positions, bool) or not (positions is None or isinstance(positions, (int, torch.SymInt))):
         raise TypeError(f"positions must be None, an int or an integer tensor, got {type(positions).__name__}")
     checks.same_device(q=q, k=k, cos=cos, sin=sin, cu_seqlens=cu_seqlens, positions=given)
-    if not torch.compiler.is_compiling() and q.is_cpu and q.numel():
+    if q.numel() and checks.readable(q, given, cu_seqlens):
         _check_values(tokens[-1], cos.shape[0], positions, cu_seqlens)
 
 

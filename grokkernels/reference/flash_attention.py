@@ -18,6 +18,7 @@ import math
 import torch
 
 from grokkernels.reference.precision import accumulation_dtype
+from grokkernels.reference.values import known
 
 
 def flash_attention(
@@ -115,7 +116,10 @@ def flash_attention_varlen(
     """
     if block_table is not None:
         raise ValueError("block_table must be None: paged keys are not implemented")
-    starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    starts_q, starts_k = (
+        offsets.tolist() if known(offsets) else [0] + [rows.shape[0]] * (offsets.shape[0] - 1)
+        for offsets, rows in ((cu_seqlens_q, q), (cu_seqlens_k, k))
+    )
     outputs, lses = [], []
     for b in range(len(starts_q) - 1):
         rows_q, rows_k = slice(starts_q[b], starts_q[b + 1]), slice(starts_k[b], starts_k[b + 1])
