@@ -65,10 +65,33 @@ struct FlashAttentionBwdParams {
 // Query rows of the backward pass's panels, the query heads of a group counted as rows of their own.
 inline constexpr int64_t kFlashAttentionPanel = 64;
 
-// Floats that the backward pass needs to add up dq: the rows of every (sequence, kv head), padded to panels.
-inline int64_t flash_attention_bwd_workspace(const FlashAttentionProblem& p) {
+// Keys of the backward pass's blocks.
+inline constexpr int64_t kFlashAttentionKeys = 96;
+
+// Query rows of a kv head that are few.
+inline constexpr int64_t kFlashAttentionFewRows = 8;
+
+// Floats in which the backward pass adds up dq: the rows of every (sequence, kv head), padded to panels.
+inline int64_t flash_attention_dq_floats(const FlashAttentionProblem& p) {
   const int64_t rows = p.cu_seqlens_q == nullptr ? p.batch * p.queries : p.queries;
   return (rows * p.heads + p.batch * p.kv_heads * kFlashAttentionPanel) * ((p.dim + 15) / 16 * 16);
+}
+
+// Floats in which it keeps q.k and dout.v of a sequence whose rows are few.
+inline int64_t flash_attention_few_floats(const FlashAttentionProblem& p, int64_t queries, int64_t keys) {
+  const int64_t rows = queries * (p.heads / p.kv_heads);
+  const int64_t padded = (keys + kFlashAttentionKeys - 1) / kFlashAttentionKeys * kFlashAttentionKeys;
+  return rows > kFlashAttentionFewRows ? 0 : 2 * rows * padded * p.kv_heads;
+}
+
+// Floats that the backward pass needs.
+inline int64_t flash_attention_bwd_workspace(const FlashAttentionProblem& p) {
+  int64_t floats = flash_attention_dq_floats(p);
+  if (p.cu_seqlens_q == nullptr) return floats + p.batch * flash_attention_few_floats(p, p.queries, p.keys);
+  for (int64_t b = 0; b < p.batch; ++b)
+    floats += flash_attention_few_floats(p, p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b],
+                                         p.cu_seqlens_k[b + 1] - p.cu_seqlens_k[b]);
+  return floats;
 }
 
 // The same for the CUDA kernels: rowsum(p * dp) per row, where there are sinks.

@@ -4,6 +4,12 @@
 //   p = exp(s - top) * inv   delta = rowsum(dout * o) - dlse   dp = dout v^T   ds = p (dp - delta) ds/d(q.k)
 //   dv = p^T dout   dq = ds k   dk = ds^T q   dsink = -sum over rows of p_sink (rowsum(p * dp) - dlse)
 //
+// Of few query rows the forward pass adds up the scores in another order (flash_attention_few.h). So p of a row is
+// taken from its scores here alone: a pass before all others forms them and dp, keeps both, and gives the row's sums of
+// p, which then becomes one, and of p * dp, which is delta. In float32 those scores are summed in double: a few rounded
+// scores are all that errors come from, and have nobody to average out with. delta is this sum too where a panel's rows
+// see one block of keys: o is rounded, and where a softmax is almost all on one key dp - delta is no more than that.
+//
 // A task owns one block of keys of one (sequence, kv head): it transposes its k and v once, walks over panels of query
 // rows and keeps dk and dv to itself. dq is added up across tasks, panel by panel, each key block waiting for its turn:
 // the block before it. Tasks start in the order of the blocks, so whoever is waited for is already running; under a
@@ -24,7 +30,7 @@ namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 namespace {
 
-constexpr int64_t kKeys = 96;                     // keys of a task
+constexpr int64_t kKeys = kFlashAttentionKeys;    // keys of a task
 constexpr int64_t kPanel = kFlashAttentionPanel;  // query rows taken at a time
 static_assert(kKeys % kLanes == 0 && kPanel % kTileRows == 0);
 
@@ -82,11 +88,17 @@ struct FloatProducts {
   const Operands& x;
   const Arena& arena;
 
-  // k as it is and transposed, v transposed; zeros where the block at `key` has no key that is seen.
+  // k for dq; zeros where the block at `key` has no key that is seen.
   void load_block(int64_t key, KeyRange range) const {
-    const int64_t count = range.end - range.begin;
+    for (int64_t i = 0; i < kKeys * arena.stride; ++i) arena.keys[i] = 0.0f;
     GK_SWITCH_DTYPE(x.p.dtype, T, {
-      load_rows<T>(x.k, range.begin, count, x.p.dim, arena.keys + (range.begin - key) * arena.stride, arena.stride);
+      load_rows<T>(x.k, range.begin, range.end - range.begin, x.p.dim, arena.keys + (range.begin - key) * arena.stride,
+                   arena.stride);
+    });
+  }
+  // k and v for `scores`.
+  void load_scored_block(int64_t key, KeyRange range) const {
+    GK_SWITCH_DTYPE(x.p.dtype, T, {
       load_columns<T>(x.k, key, kKeys, range, x.p.dim, arena.keys_transposed, kKeys);
       load_columns<T>(x.v, key, kKeys, range, x.p.value_dim, arena.values_transposed, kKeys);
     });
@@ -178,15 +190,17 @@ struct TileProducts {
       __builtin_memcpy(dense + (at + i) * cols, static_cast<const bfloat16*>(from.data) + from.at(first + i), cols * 2);
     return {dense, cols, 1};
   }
+  // Of the block at `key`, zeros where no key is seen.
+  Strided<bfloat16> block_rows(const FoldedRows& from, int64_t key, KeyRange range, int64_t cols) const {
+    __builtin_memset(dense, 0, kKeys * cols * 2);
+    return rows(from, range.begin, range.end - range.begin, cols, range.begin - key);
+  }
   void load_block(int64_t key, KeyRange range) const {
-    const auto block = [&](const FoldedRows& from, int64_t cols) {
-      __builtin_memset(dense, 0, kKeys * cols * 2);
-      return rows(from, range.begin, range.end - range.begin, cols, range.begin - key);
-    };
-    const Strided<bfloat16> k = block(x.k, x.p.dim);
-    pack_b(k.transposed(), x.p.dim, kKeys, keys);
-    pack_b(k, kKeys, x.p.dim, keys_right);
-    pack_b(block(x.v, x.p.value_dim).transposed(), x.p.value_dim, kKeys, values);
+    pack_b(block_rows(x.k, key, range, x.p.dim), kKeys, x.p.dim, keys_right);
+  }
+  void load_scored_block(int64_t key, KeyRange range) const {
+    pack_b(block_rows(x.k, key, range, x.p.dim).transposed(), x.p.dim, kKeys, keys);
+    pack_b(block_rows(x.v, key, range, x.p.value_dim).transposed(), x.p.value_dim, kKeys, values);
   }
   void load_panel(const Panel& panel) const {
     const Strided<bfloat16> q = rows(x.q, panel.first, panel.count, x.p.dim);
@@ -245,6 +259,25 @@ struct TileProducts {
 };
 #endif
 
+// Scaled q.k of float32 tiles, added up in double.
+void exact_scores(const FlashAttentionProblem& p, const Arena& arena, int64_t rows, int64_t first, int64_t count) {
+  using vd [[gnu::vector_size(8 * kLanes)]] = double;
+  constexpr int kTogether = 2;  // rows; one of them again where there are fewer
+  const double scale = score_scale(p);
+  for (int64_t r = 0; r < rows; r += kTogether)
+    for (int64_t c = first; c < first + count; c += kLanes) {
+      const float* q[kTogether];
+      for (int i = 0; i < kTogether; ++i) q[i] = arena.queries + least(r + i, rows - 1) * arena.stride;
+      vd sum[kTogether] = {};
+      for (int64_t d = 0; d < p.dim; ++d) {
+        const vd keys = __builtin_convertvector(load(arena.keys_transposed + d * kKeys + c), vd);
+        for (int i = 0; i < kTogether; ++i) sum[i] += keys * static_cast<double>(q[i][d]);
+      }
+      for (int i = 0; i < kTogether; ++i)
+        store(arena.p + least(r + i, rows - 1) * kKeys + c, __builtin_convertvector(sum[i] * scale, vf));
+    }
+}
+
 // Calls f with the products that run here.
 template <typename F>
 void with_products(const Operands& operands, const Arena& arena, const F& f) {
@@ -254,42 +287,63 @@ void with_products(const Operands& operands, const Arena& arena, const F& f) {
   f(FloatProducts{operands, arena});
 }
 
-// One row of scores -> p and ds, for the vectors [from, to) of its block of keys, which starts at `key`; gives the sum
-// of p * dp.
-GK_ALWAYS_INLINE float score_row(const FlashAttentionProblem& problem, bool plain, const RowFacts& facts, int64_t key,
-                                 int64_t from, int64_t to, bool masked, float top, float inv, float delta, float* p,
-                                 float* ds) {
-  const vf shift = set1(top), d = set1(delta);
-  vf total = vf{};
+// Of one row and some keys, lane by lane.
+struct RowSums {
+  vf p, p_dp;
+};
+
+// One row of scores -> p and, unless plain, the slope of the score in q.k, for the vectors [from, to) of its block of
+// keys, which starts at `key`.
+GK_ALWAYS_INLINE RowSums score_row(const FlashAttentionProblem& problem, bool plain, const RowFacts& facts, int64_t key,
+                                   int64_t from, int64_t to, bool masked, float top, float inv, float* p,
+                                   const float* dp, float* slopes) {
+  const vf shift = set1(top);
+  RowSums sums{vf{}, vf{}};
   for (int64_t v = from; v < to; ++v) {
     vf s = load(p + v * kLanes);
-    vf slope = set1(problem.scale);  // of the score in q.k
     const vi j = lane_index() + static_cast<int32_t>(key + v * kLanes);
     if (!plain) {
-      slope = slope * facts.temperature;
+      vf slope = set1(problem.scale) * facts.temperature;
       if (problem.softcap > 0.0f) {
         const vf t = tanh(s);
         s = problem.softcap * t;
         slope = slope * fnma(t, t, set1(1.0f));
       }
+      store(slopes + v * kLanes, slope);
       s = fnma(set1(facts.slope), abs(to_float(facts.position - j)), s * facts.temperature);
     }
-    const vf dp = load(ds + v * kLanes);
-    vf e = exp(s - shift) * inv;
-    vf g = e * (dp - d) * slope;
-    vf share = e * dp;
+    vf e = exp(s - shift) * inv, share = e * load(dp + v * kLanes);
     if (masked) {
       const vmask inside = (j >= facts.begin) & (j < facts.end);
       e = select(inside, e, vf{});
-      g = select(inside, g, vf{});
       share = select(inside, share, vf{});
     }
-    total = total + share;
+    sums.p = sums.p + e;
+    sums.p_dp = sums.p_dp + share;
     store(p + v * kLanes, e);
+  }
+  return sums;
+}
+
+// dp of one row -> ds.
+GK_ALWAYS_INLINE void gradient_row(bool plain, const RowFacts& facts, int64_t key, int64_t from, int64_t to,
+                                   bool masked, float scale, float delta, const float* p, const float* slopes,
+                                   float* ds) {
+  for (int64_t v = from; v < to; ++v) {
+    const vf slope = plain ? set1(scale) : load(slopes + v * kLanes);
+    vf g = load(p + v * kLanes) * (load(ds + v * kLanes) - delta) * slope;
+    if (masked) {
+      const vi j = lane_index() + static_cast<int32_t>(key + v * kLanes);
+      g = select((j >= facts.begin) & (j < facts.end), g, vf{});
+    }
     store(ds + v * kLanes, g);
   }
-  return reduce_add(total);
 }
+
+// Where a panel meets a block that starts at `key`: columns of the block's tiles, in whole vectors.
+struct Columns {
+  int64_t key, first, count;
+};
 
 // Everything of one launch that its tasks share.
 struct Launch {
@@ -298,6 +352,8 @@ struct Launch {
   int64_t group;
   const int64_t* panels_before;  // (B + 1) panels of one kv head before each sequence
   int32_t* turn;                 // (Hkv * panels) the block of keys that may add to a panel's dq now
+  int64_t* few_before;           // (B) floats of few rows before each sequence's
+  float* few_inv;                // (B * Hkv, kFewRows) 1 / sum of exp(score - top), of the scores formed here
 
   float* dq_sum(const Arena& arena, int64_t panel_index) const {
     return params.workspace + panel_index * kPanel * arena.stride;
@@ -318,15 +374,31 @@ struct Launch {
             folded(p.v, s, s.first_key, kv_head, 1)};
   }
 
-  // delta of the rows of one panel, added up in the order in which dp is: where a row sees one key the two cancel
-  // exactly. dq of a panel that sees no key is zero.
+  bool has_few_rows(const Sequence& s) const { return s.queries * group <= kFlashAttentionFewRows; }
+  // Whether delta is the sum of p * dp.
+  bool delta_of_products(const Sequence& s, const Panel& panel) const {
+    return has_few_rows(s) || panel.first_block() == panel.last_block();
+  }
+  // q.k, and after it dp, of few rows and a block of keys: (rows, kKeys) each.
+  float* few_tiles(const Sequence& s, int64_t kv_head, int64_t number) const {
+    const int64_t blocks = (s.keys + kKeys - 1) / kKeys;
+    return params.workspace + flash_attention_dq_floats(p) + few_before[s.b] +
+           (kv_head * blocks + number) * 2 * s.queries * group * kKeys;
+  }
+  float inv_of(const Sequence& s, int64_t kv_head, int64_t row, int64_t at) const {
+    return has_few_rows(s) ? few_inv[(s.b * p.kv_heads + kv_head) * kFlashAttentionFewRows + row] : params.inv[at];
+  }
+
+  // delta of the rows of one panel but for what comes from p * dp, else added up in the order in which dp is: where a
+  // row sees one key the two cancel exactly. dq of a panel that sees no key is zero.
   void prepare(const Sequence& s, int64_t kv_head, int64_t panel_number) const {
     const int64_t rows = s.queries * group;
     const Panel panel(s, group, rows, panel_number);
     const FoldedRows o = folded(params.o, s, s.first_query, kv_head * group, group);
     const Arena arena(p);
-    float delta[kPanel];
-    with_products(operands(s, kv_head), arena, [&](const auto& products) { products.dots(o, panel, delta); });
+    float delta[kPanel] = {};
+    if (!delta_of_products(s, panel))
+      with_products(operands(s, kv_head), arena, [&](const auto& products) { products.dots(o, panel, delta); });
     for (int64_t r = 0; r < panel.count; ++r) {
       const int64_t row = panel.first + r;
       const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
@@ -345,27 +417,103 @@ struct Launch {
   }
 
   // What the sink of `head` takes of the softmax of the row whose statistics lie at `at`.
-  float sink_probability(int64_t head, int64_t at) const {
+  float sink_probability(int64_t head, int64_t at, float inv) const {
     const vf sink = set1(p.sinks[head]);
-    return exp(sink - params.top[at])[0] * params.inv[at];
+    return exp(sink - params.top[at])[0] * inv;
   }
 
-  // From q.k and dp, p and ds of one panel against the keys [range) of the block at `key`, vectors [from, to) of it.
-  // Each head's share of dsink is added to sink_parts: taken from p and dp, which are float32, not from the rounded o.
-  void scores(const Sequence& s, int64_t kv_head, const Panel& panel, int64_t key, KeyRange range, const Arena& arena,
-              int64_t from, int64_t to, double* sink_parts) const {
+  // The keys of block `number` that any query sees; a key that none sees is not read.
+  KeyRange seen_of_block(const Sequence& s, int64_t number) const {
+    KeyRange range{0, 0};
+    if (s.queries > 0) range = s.visible(0, s.queries - 1);
+    return {most(range.begin, number * kKeys), least(range.end, least((number + 1) * kKeys, s.keys))};
+  }
+  static Columns columns(const Panel& panel, KeyRange range, int64_t key, int64_t step) {
+    const int64_t first = (most(panel.seen.begin, range.begin) - key) / step * step;
+    return {key, first, round_up(least(panel.seen.end, range.end) - key, kLanes) - first};
+  }
+
+  // From q.k and dp, p of one panel against the keys [range) of a block, row by row: then(row of the panel, its place
+  // in top, facts, whether keys are masked, slopes, sums).
+  template <typename Then>
+  void probabilities(const Sequence& s, int64_t kv_head, const Panel& panel, KeyRange range, const Columns& c,
+                     const Arena& arena, bool few, const Then& then) const {
     const bool plain = plain_scores(p);
+    const int64_t from = c.first / kLanes, to = (c.first + c.count) / kLanes;
+    float slopes[kKeys];
     for (int64_t r = 0; r < panel.count; ++r) {
       const int64_t row = panel.first + r;
       RowFacts facts = row_facts(p, s, kv_head, row);
       facts.begin = static_cast<int32_t>(most(facts.begin, range.begin));
       facts.end = static_cast<int32_t>(least(facts.end, range.end));
-      const bool masked = facts.begin > key + from * kLanes || facts.end < key + to * kLanes;
+      const bool masked = facts.begin > c.key + c.first || facts.end < c.key + c.first + c.count;
       const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
-      const float share = score_row(p, plain, facts, key, from, to, masked, params.top[at], params.inv[at],
-                                    params.delta[at], arena.p + r * kKeys, arena.ds + r * kKeys);
-      if (p.sinks != nullptr)
-        sink_parts[row % group] += double{share} * double{sink_probability(kv_head * group + row % group, at)};
+      const float inv = few ? params.inv[at] : inv_of(s, kv_head, row, at);
+      const RowSums sums = score_row(p, plain, facts, c.key, from, to, masked, params.top[at], inv, arena.p + r * kKeys,
+                                     arena.ds + r * kKeys, slopes);
+      then(r, at, facts, masked, slopes, sums);
+    }
+  }
+
+  // p and ds. Each head's share of dsink is added to sink_parts: taken from p and dp, which are float32, not from the
+  // rounded o.
+  void scores(const Sequence& s, int64_t kv_head, const Panel& panel, KeyRange range, const Columns& c,
+              const Arena& arena, double* sink_parts) const {
+    const bool plain = plain_scores(p), whole = delta_of_products(s, panel) && !has_few_rows(s);
+    const int64_t from = c.first / kLanes, to = (c.first + c.count) / kLanes;
+    probabilities(
+        s, kv_head, panel, range, c, arena, false,
+        [&](int64_t r, int64_t at, const RowFacts& facts, bool masked, const float* slopes, const RowSums& sums)
+            __attribute__((always_inline)) {
+              const bool wanted = whole || p.sinks != nullptr;
+              const float share = wanted ? reduce_add(sums.p_dp) : 0.0f;
+              const float delta = whole ? share + params.delta[at] : params.delta[at];
+              gradient_row(plain, facts, c.key, from, to, masked, p.scale, delta, arena.p + r * kKeys, slopes,
+                           arena.ds + r * kKeys);
+              if (p.sinks == nullptr) return;
+              const int64_t row = panel.first + r, head = row % group;
+              const float inv = inv_of(s, kv_head, row, at);
+              sink_parts[head] += double{share} * double{sink_probability(kv_head * group + head, at, inv)};
+            });
+  }
+
+  // Few rows against one block of keys: q.k and dp, kept, and sums (kFewRows, 2) of p and p * dp.
+  void few_block(const Sequence& s, int64_t kv_head, int64_t number, double* sums) const {
+    for (int64_t i = 0; i < 2 * kFlashAttentionFewRows; ++i) sums[i] = 0.0;
+    const KeyRange range = seen_of_block(s, number);
+    if (range.begin >= range.end) return;
+    const Arena arena(p);
+    const Panel panel(s, group, s.queries * group, 0);
+    float* tiles = few_tiles(s, kv_head, number);
+    with_products(operands(s, kv_head), arena, [&](const auto& products) {
+      const Columns c = columns(panel, range, number * kKeys, products.kStep);
+      products.load_scored_block(c.key, range);
+      products.load_panel(panel);
+      products.scores(panel, c.first, c.count);
+      if (p.dtype == DType::float32) exact_scores(p, arena, panel.count, c.first, c.count);
+      __builtin_memcpy(tiles, arena.p, panel.count * kKeys * sizeof(float));
+      __builtin_memcpy(tiles + panel.count * kKeys, arena.ds, panel.count * kKeys * sizeof(float));
+      probabilities(s, kv_head, panel, range, c, arena, true,
+                    [&](int64_t r, int64_t, const RowFacts&, bool, const float*, const RowSums& row) {
+                      sums[2 * r] = reduce_add(row.p);
+                      sums[2 * r + 1] = reduce_add(row.p_dp);
+                    });
+    });
+  }
+
+  // few_inv and delta of few rows from the sums of all blocks, `stride` apart, in order.
+  void finish_few(const Sequence& s, int64_t kv_head, const double* sums, int64_t stride) const {
+    for (int64_t row = 0; row < s.queries * group; ++row) {
+      const int64_t head = kv_head * group + row % group, at = lse_offset(p, s, head) + row / group;
+      double total = p.sinks == nullptr ? 0.0 : sink_probability(head, at, params.inv[at]), products = 0.0;
+      for (int64_t block = 0; block * kKeys < s.keys; ++block) {
+        total += sums[block * stride + 2 * row];
+        products += sums[block * stride + 2 * row + 1];
+      }
+      const double factor = total == 0.0 ? 0.0 : 1.0 / total;
+      params.delta[at] += static_cast<float>(products * factor);
+      few_inv[(s.b * p.kv_heads + kv_head) * kFlashAttentionFewRows + row] =
+          static_cast<float>(params.inv[at] * factor);
     }
   }
 
@@ -373,27 +521,31 @@ struct Launch {
   void block(const Sequence& s, int64_t kv_head, int64_t number, double* sink_parts) const {
     const int64_t rows = s.queries * group, panels = panels_before[s.b + 1] - panels_before[s.b];
     const int64_t key = number * kKeys, keys = least(kKeys, s.keys - key);
+    const bool few = has_few_rows(s);
     const Arena arena(p);
-    for (int64_t i = 0; i < kKeys * arena.stride; ++i) arena.keys[i] = arena.dk[i] = 0.0f;
+    for (int64_t i = 0; i < kKeys * arena.stride; ++i) arena.dk[i] = 0.0f;
     for (int64_t i = 0; i < kKeys * arena.value_stride; ++i) arena.dv[i] = 0.0f;
 
-    // A key that no query sees is not read.
-    KeyRange range{0, 0};
-    if (s.queries > 0) range = s.visible(0, s.queries - 1);
-    range = {most(range.begin, key), least(range.end, key + keys)};
+    const KeyRange range = seen_of_block(s, number);
     if (range.begin < range.end)
       with_products(operands(s, kv_head), arena, [&](const auto& products) {
         products.load_block(key, range);
+        if (!few) products.load_scored_block(key, range);
         for (int64_t i = 0; i < panels; ++i) {
           const Panel panel(s, group, rows, i);
           if (!panel.sees(number)) continue;
-          const int64_t first = (most(panel.seen.begin, range.begin) - key) / products.kStep * products.kStep;
-          const int64_t count = round_up(least(panel.seen.end, range.end) - key, kLanes) - first;
+          const Columns c = columns(panel, range, key, products.kStep);
           products.load_panel(panel);
-          products.scores(panel, first, count);
-          scores(s, kv_head, panel, key, range, arena, first / kLanes, (first + count) / kLanes, sink_parts);
-          products.add_dk_dv(panel, first, count);
-          add_dq(s, kv_head, panel, panel_index(s, kv_head) + i, number, first, count, products);
+          if (few) {
+            const float* tiles = few_tiles(s, kv_head, number);
+            __builtin_memcpy(arena.p, tiles, panel.count * kKeys * sizeof(float));
+            __builtin_memcpy(arena.ds, tiles + panel.count * kKeys, panel.count * kKeys * sizeof(float));
+          } else {
+            products.scores(panel, c.first, c.count);
+          }
+          scores(s, kv_head, panel, range, c, arena, sink_parts);
+          products.add_dk_dv(panel, c.first, c.count);
+          add_dq(s, kv_head, panel, panel_index(s, kv_head) + i, number, c.first, c.count, products);
         }
       });
     const FoldedRows dk = folded(dense_keys(p.dim), s, s.first_key, kv_head, 1);
@@ -426,7 +578,8 @@ struct Launch {
         const Sequence s(p, b);
         const int64_t at = lse_offset(p, s, head);
         for (int64_t t = 0; t < s.queries; ++t)
-          total += double{sink_probability(head, at + t)} * double{params.dlse[at + t]};
+          total += double{sink_probability(head, at + t, inv_of(s, head / group, t * group + head % group, at + t))} *
+                   double{params.dlse[at + t]};
       }
     params.dsinks[head] = static_cast<float>(total);
   }
@@ -450,7 +603,16 @@ void flash_attention_bwd(const FlashAttentionBwdParams& params) {
   }
   const int64_t heads = p.batch * p.kv_heads;
   int32_t* turn = scratch<int32_t>(2, panels_before[p.batch] * p.kv_heads);
-  const Launch launch{params, p, group, panels_before, turn};
+  int64_t* few_before = scratch<int64_t>(4, p.batch);
+  float* few_inv = scratch<float>(6, heads * kFlashAttentionFewRows);
+  bool any_few = false;
+  for (int64_t b = 0, floats = 0; b < p.batch; ++b) {
+    const Sequence s(p, b);
+    few_before[b] = floats;
+    floats += flash_attention_few_floats(p, s.queries, s.keys);
+    any_few = any_few || s.queries * group <= kFlashAttentionFewRows;
+  }
+  const Launch launch{params, p, group, panels_before, turn, few_before, few_inv};
 
   parallel_range(heads * most_panels, kPanel * p.value_dim * 2, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -459,8 +621,22 @@ void flash_attention_bwd(const FlashAttentionBwdParams& params) {
         launch.prepare(s, i / most_panels % p.kv_heads, i % most_panels);
     }
   });
-  // Blocks in ascending order, every head's first block before any second one: see the top.
   const int64_t tasks = heads * most_blocks;
+  if (any_few) {
+    constexpr int64_t kSums = 2 * kFlashAttentionFewRows;
+    double* sums = scratch<double>(7, tasks * kSums);
+    parallel_tasks(tasks, cost * (p.dim + p.value_dim) / (8 * most(tasks, 1)) + 1, [&](int64_t i) {
+      const Sequence s(p, i % heads / p.kv_heads);
+      if (launch.has_few_rows(s) && i / heads * kKeys < s.keys)
+        launch.few_block(s, i % heads % p.kv_heads, i / heads, sums + i * kSums);
+    });
+    for (int64_t i = 0; i < heads; ++i) {
+      const Sequence s(p, i / p.kv_heads);
+      if (launch.has_few_rows(s)) launch.finish_few(s, i % p.kv_heads, sums + i * kSums, heads * kSums);
+    }
+  }
+
+  // Blocks in ascending order, every head's first block before any second one: see the top.
   double* sink_parts = scratch<double>(3, tasks * group);
   parallel_tasks(tasks, cost * (p.dim + p.value_dim) / (4 * most(tasks, 1)) + 1, [&](int64_t i) {
     const Sequence s(p, i % heads / p.kv_heads);

@@ -21,7 +21,7 @@
 namespace grokkernels::cpu {
 inline namespace GK_CPU_LEVEL {
 
-inline constexpr int64_t kFewRows = 8;   // query rows of a kv head, at most
+inline constexpr int64_t kFewRows = kFlashAttentionFewRows;
 inline constexpr int64_t kFewKeys = 64;  // of a block
 
 // The running softmax of a kv head's rows.

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import grokkernels
 from grokkernels import native
 from grokkernels.testing import judge
+from grokkernels.testing.case import Case
 from grokkernels.testing.cases import flash_attention as cases
-from tests.suite import CaseTableTests
+from tests.suite import Backend, CaseTableTests, cpu_backends
 
 OPTIONS = st.fixed_dictionaries(
     {},
@@ -105,6 +106,27 @@ def test_threads_do_not_show(options: dict[str, Any], dtype: torch.dtype) -> Non
         results.append(grokkernels.flash_attention(*tensors, backend="cpu", **options))
     torch.set_num_threads(2)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+# Softmaxes that are almost all on one key, of which p * (dp - delta) leaves little, and few rows with all that they may
+# have.
+PEAKED = [
+    cases.case(1, 1, 64, 1, 1, 64, scale=1.0, why="one query"),
+    cases.case(1, 3, 64, 1, 1, 256, scale=1.0, why="few queries"),
+    cases.case(1, 3, 300, 2, 1, 64, scale=1.0, why="few queries, several blocks of keys"),
+    cases.case(2, 4, 300, 16, 8, 64, window=(130, 0), softcap=9.0, alibi=True, sinks=True, why="few, all options"),
+    cases.case(1, 40, 64, 1, 1, 64, scale=1.0, why="one block of keys"),
+]
+
+
+@pytest.mark.parametrize("dtype", cases.TABLE.dtypes)
+@pytest.mark.parametrize("case", PEAKED, ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", cpu_backends(), ids=str)
+def test_peaked_softmax(backend: Backend, case: Case, dtype: torch.dtype) -> None:
+    """p of a row sums to one in the backward pass too, and delta is the sum of p * dp."""
+    with backend.active() as name:
+        verdict = judge.judge(cases.TABLE, case, dtype, name)
+    assert verdict.passed, verdict
 
 
 def test_gradients_repeat() -> None:
