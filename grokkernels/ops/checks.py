@@ -69,6 +69,14 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def integer(name: str, value: Any, low: int, high: int) -> None:
+    """`value` is an int (a symbolic one in a traced call) from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} must be from {low} to {high}, got {value}")
+
+
 def at_least(name: str, value: Any, low: float) -> None:
     """`value` is a finite number, `low` or more."""
     if not low <= value < float("inf"):

@@ -66,8 +66,7 @@ def check_loss_options(
         raise ValueError(f"logit_scale must be a finite number, got {logit_scale!r}")
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing!r}")
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+    checks.integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
     checks.choice("reduction", reduction, ("mean", "sum", "none"))
 
 
@@ -83,7 +82,7 @@ def check_targets(targets: torch.Tensor, rows: int, vocabulary: int, ignore_inde
     low, high = torch.aminmax(targets)
     if low.item() >= 0 and high.item() < vocabulary:
         return
-    outside = ((targets < 0) | (targets >= vocabulary)) & (targets != ignore_index)
+    outside = ((targets < 0) | (targets >= vocabulary)) & (targets.long() != ignore_index)
     if outside.any():
         row = int(outside.nonzero()[0])
         raise ValueError(

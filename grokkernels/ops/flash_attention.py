@@ -16,6 +16,9 @@ __all__ = ["flash_attention", "flash_attention_varlen"]
 
 _MAX_DIM = 256
 
+# The farthest positions of a first query. A side of a window that reaches twice as far is no limit.
+_FAR = 2**28
+
 # What both passes take after their tensors, in one order.
 _OPTIONS = (
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? q_start, Tensor? sinks, Tensor? alibi_slopes, "
@@ -149,7 +152,8 @@ def _check_options(
     for side in window:
         if not isinstance(side, (int, torch.SymInt)) or side < -1:
             raise ValueError(f"window must hold two integers >= -1 (-1: no limit), got {window!r}")
-    if temperature_len != 0 and temperature_len < 2:
+    checks.integer("temperature_len", temperature_len, 0, 2**63 - 1)
+    if temperature_len == 1:
         raise ValueError(f"temperature_len must be 0 (none) or at least 2, got {temperature_len!r}")
     widest = (torch.float32, torch.float64) if q.dtype == torch.float64 else (torch.float32,)
     if sinks is not None:
@@ -166,12 +170,23 @@ def _check_options(
     if isinstance(q_start, torch.Tensor):
         checks.integers("q_start", q_start)
         checks.shape("q_start", q_start, (batch,), "(B,)")
-    elif q_start is not None and not isinstance(q_start, (int, torch.SymInt)):
-        raise TypeError(f"q_start must be None, an int or an integer tensor (B,), got {type(q_start).__name__}")
+        if not torch.compiler.is_compiling() and type(q_start) is torch.Tensor and q_start.is_cpu:
+            for start in q_start.tolist():
+                checks.integer("q_start", start, -_FAR, _FAR)
+    elif q_start is not None:
+        if not isinstance(q_start, (int, torch.SymInt)):
+            raise TypeError(f"q_start must be None, an int or an integer tensor (B,), got {type(q_start).__name__}")
+        checks.integer("q_start", q_start, -_FAR, _FAR)
     if dropout_p != 0.0:
         raise ValueError(f"dropout_p must be 0: attention dropout is not implemented, got {dropout_p!r}")
     if seed is not None:
         raise ValueError(f"seed must be None: it belongs to dropout, which is not implemented, got {seed!r}")
+
+
+def _reach(window: tuple[int, int]) -> tuple[int, int]:
+    """The window, -1 for a side that reaches past every key."""
+    left, right = (-1 if side >= 2 * _FAR else side for side in window)
+    return left, right
 
 
 def _starts(q_start: int | torch.Tensor | None, batch: int, device: torch.device) -> torch.Tensor | None:
@@ -217,12 +232,14 @@ def flash_attention(
         causal: a query sees the keys at ``j <= i``.
         scale: factor of q.k; None stands for ``D**-0.5``.
         softcap: bound of the scores, 0 for none.
-        window: keys seen before and after position i, ``i - left <= j <= i + right``; -1 for no limit on that side.
+        window: keys seen before and after position i, ``i - left <= j <= i + right``; -1, or 2**29 and
+            more, for no limit on that side.
         sinks: ``(H,)`` float32, differentiable: ``exp(sink)`` joins each softmax's denominator.
         alibi_slopes: ``(H,)`` or ``(B, H)`` float32, without gradient: ``slope * |i - j|`` is subtracted.
         temperature_len: scores at positions ``i > temperature_len`` are multiplied by
             ``log2(i) / log2(temperature_len)``; 0 for none, else at least 2.
-        q_start: position of the first query, an int or an integer tensor ``(B,)``.
+        q_start: position of the first query, an int or an integer tensor ``(B,)``; from -2**28 to 2**28 (a tensor on a
+            device, or in a traced call, is not looked at).
         dropout_p: must be 0.
         seed: must be None; it belongs to dropout.
         deterministic: accepted for the sake of other libraries' callers; results repeat bit for bit in any case.
@@ -232,7 +249,10 @@ def flash_attention(
     Returns:
         ``o (B, T, H, Dv)`` in q's dtype, or ``(o, lse)`` with lse ``(B, H, T)`` float32, natural logarithm. A query
         that sees no key gives 0, and lse -inf (with a sink: the sink). Gradients reach q, k, v and sinks, through o and
-        through lse. A query's result does not depend on the rest of the batch.
+        through lse. A query's result does not depend on the rest of the batch. An infinity or NaN in q, k or v reaches,
+        on the reference and on the CPU, what it should through visible keys and nothing else. On cuda and triton all
+        of that is not finite too, and more: it may pass into the gradients of keys that its query does not see, lse
+        may be -inf instead of NaN, and an infinity may count as NaN.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a backend that cannot run it.
@@ -265,7 +285,7 @@ def flash_attention(
             causal=causal,
             scale=scale,
             softcap=softcap,
-            window=window,
+            window=_reach(window),
             sinks=sinks,
             alibi_slopes=alibi_slopes,
             temperature_len=temperature_len,
@@ -284,7 +304,7 @@ def flash_attention(
         causal,
         q.shape[-1] ** -0.5 if scale is None else scale,
         softcap,
-        *window,
+        *_reach(window),
         temperature_len,
     )
     return (o, lse) if return_lse else o
@@ -403,7 +423,7 @@ def flash_attention_varlen(
             causal=causal,
             scale=scale,
             softcap=softcap,
-            window=window,
+            window=_reach(window),
             sinks=sinks,
             alibi_slopes=alibi_slopes,
             temperature_len=temperature_len,
@@ -422,7 +442,7 @@ def flash_attention_varlen(
         causal,
         q.shape[-1] ** -0.5 if scale is None else scale,
         softcap,
-        *window,
+        *_reach(window),
         temperature_len,
     )
     return (o, lse) if return_lse else o

@@ -129,6 +129,7 @@ def moe_experts(
         Like x. Products are summed in float32; act(gate) * up is rounded to the dtype of x between them, and the sum
         over k, in the order k = 0, 1, ..., is rounded once: bitwise repeatable. Gradients reach x, the three weights
         (zero where an expert got no token) and routing.weights. The backward pass keeps gate and up, ``(N*K, F)`` each.
+        Float32 products are made of several narrower ones on cuda, where an infinity gives NaN.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a backend that cannot run it.
@@ -156,7 +157,7 @@ def moe_experts(
     capacity = None
     if capacity_factor is not None:
         checks.at_least("capacity_factor", capacity_factor, 0.0)
-        capacity = math.ceil(capacity_factor * indices.numel() / experts)
+        capacity = math.ceil(min(capacity_factor * indices.numel() / experts, indices.numel()))
     tensors = {"x": x, "gate_proj": gate_proj, "up_proj": up_proj, "down_proj": down_proj}
     device = checks.same_device(**tensors, **{"routing.weights": weights, "routing.indices": indices})
     options: dict[str, Any] = {"activation": activation, "capacity_factor": capacity_factor}

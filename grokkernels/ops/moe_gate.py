@@ -160,7 +160,7 @@ def moe_gate(
     if logits.dim() == 0 or logits.shape[-1] == 0:
         raise ValueError(f"logits must have shape (..., E) with E >= 1, got {tuple(logits.shape)}")
     experts = logits.shape[-1]
-    _integer_in("top_k", top_k, 1, experts)
+    checks.integer("top_k", top_k, 1, experts)
     checks.choice("scoring", scoring, ("softmax", "sigmoid"))
     checks.choice("order", order, ("softmax_then_topk", "topk_then_softmax"))
     if order == "topk_then_softmax" and scoring != "softmax":
@@ -172,10 +172,10 @@ def moe_gate(
             "bias", bias, dtypes=(torch.float32, logits.dtype) if logits.dtype == torch.float64 else (torch.float32,)
         )
         checks.shape("bias", bias, (experts,), "(E,)")
-    _integer_in("num_groups", num_groups, 1, experts)
+    checks.integer("num_groups", num_groups, 1, experts)
     if experts % num_groups != 0:
         raise ValueError(f"num_groups must divide the {experts} experts, got {num_groups}")
-    _integer_in("topk_groups", topk_groups, 1, num_groups)
+    checks.integer("topk_groups", topk_groups, 1, num_groups)
     if topk_groups * (experts // num_groups) < top_k:
         raise ValueError(
             f"topk_groups must be enough groups of {experts // num_groups} experts for top_k = {top_k}, "
@@ -187,7 +187,7 @@ def moe_gate(
     if jitter > 0 and seed is None:
         raise ValueError("seed must be an int when jitter is not 0, got None")
     if seed is not None:
-        _integer_in("seed", seed, -(2**63), 2**64 - 1)
+        checks.integer("seed", seed, -(2**63), 2**64 - 1)
     device = checks.same_device(logits=logits, bias=bias)
     chosen = ROW.choose(backend, device, logits, top_k)
     if chosen == "reference":
@@ -222,10 +222,3 @@ def moe_gate(
             word - 2**64 if word >= 2**63 else word,
         )
     )
-
-
-def _integer_in(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be from {low} to {high}, got {value}")

@@ -134,9 +134,9 @@ def moe_permute(
     checks.integers("indices", indices)
     checks.shape("indices", indices, (None, None), "(N, K)")
     checks.shape("x", x, (indices.shape[0], None), "(N, C)")
-    checks.at_least("num_experts", num_experts, 1)
+    checks.integer("num_experts", num_experts, 1, 2**31 - 1)
     if capacity is not None:
-        checks.at_least("capacity", capacity, 0)
+        checks.integer("capacity", capacity, 0, 2**63 - 1)
     device = checks.same_device(x=x, indices=indices)
     chosen = PERMUTE.choose(backend, device, x, indices, num_experts, capacity=capacity)
     if chosen == "reference":

@@ -132,7 +132,7 @@ def rotary(
         )
     offset = positions if isinstance(positions, int) else 0
     rows = positions.long() if isinstance(positions, torch.Tensor) else None
-    starts = None if cu_seqlens is None else cu_seqlens.int()
+    starts = None if cu_seqlens is None else _int32(cu_seqlens)
     options = cos, sin, rows, offset, starts, interleaved, False
     if not inplace:
         turned_q, turned_k = _fwd.on(chosen)(q, k, *options)
@@ -144,6 +144,11 @@ def rotary(
     if not torch.compiler.is_compiling():  # tell autograd that what it may have saved has changed
         torch.autograd.graph.increment_version(q if k is None else (q, k))
     return q, k
+
+
+def _int32(starts: torch.Tensor) -> torch.Tensor:
+    """The entries as int32, where those that do not fit stay numbers that no sequence can have."""
+    return starts if starts.dtype == torch.int32 else starts.clamp(-1, 2**31 - 1).int()
 
 
 def _copied_into(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ def cross_entropy(
     """
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
-    counted = targets != ignore_index
+    counted = targets.long() != ignore_index
     z = logits.to(accumulation_dtype(logits)).masked_fill(~counted.unsqueeze(1), 0) * logit_scale
     if softcap > 0:
         z = softcap * torch.tanh(z / softcap)

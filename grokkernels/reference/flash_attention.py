@@ -79,7 +79,8 @@ def flash_attention(
         denominator = denominator + torch.exp(sink - top)
     dead = denominator == 0
     denominator = denominator.masked_fill(dead, 1)
-    o = torch.einsum("bhts,bshd->bthd", p / denominator, v).to(q.dtype)
+    # A NaN among the scores stays with the keys that are seen.
+    o = torch.einsum("bhts,bshd->bthd", (p / denominator).masked_fill(~visible, 0), v).to(q.dtype)
     if not return_lse:
         return o
     return o, (top + torch.log(denominator)).masked_fill(dead, -torch.inf).squeeze(-1)
@@ -163,7 +164,7 @@ def _visible(i: torch.Tensor, j: torch.Tensor, causal: bool, window: tuple[int, 
     if causal:
         visible = visible & (j <= i)
     if left >= 0:
-        visible = visible & (j >= i - left)
+        visible = visible & (i - j <= left)
     if right >= 0:
-        visible = visible & (j <= i + right)
+        visible = visible & (j - i <= right)
     return visible

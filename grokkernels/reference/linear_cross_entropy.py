@@ -25,7 +25,7 @@ def linear_cross_entropy(
     This plain form does hold the (N, V) logits. Ignored rows of x are not read.
     """
     acc = accumulation_dtype(x)
-    x = x.to(acc).masked_fill((targets == ignore_index).unsqueeze(1), 0)
+    x = x.to(acc).masked_fill((targets.long() == ignore_index).unsqueeze(1), 0)
     return cross_entropy(
         x @ weight.to(acc).T,
         targets,

@@ -31,7 +31,8 @@ def moe_experts(
     tokens = x.reshape(-1, x.shape[-1])
     capacity = None
     if capacity_factor is not None:
-        capacity = math.ceil(capacity_factor * routing.indices.numel() / experts)
+        pairs = routing.indices.numel()
+        capacity = math.ceil(min(capacity_factor * pairs / experts, pairs))
     rows, slots, offsets = moe_permute(tokens, routing.indices, experts, capacity=capacity)
     gate = grouped_mm(rows, gate_proj.transpose(1, 2), offsets)
     up = grouped_mm(rows, up_proj.transpose(1, 2), offsets)

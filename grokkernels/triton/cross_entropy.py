@@ -48,9 +48,9 @@ def cross_entropy_fwd_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     part = tl.program_id(1).to(tl.int64)
     there = row < rows
-    target = tl.load(targets_ptr + row * targets_stride, there, ignore_index).to(tl.int64)
+    target = tl.load(targets_ptr + row * targets_stride, there, 0).to(tl.int64)
     # Of a row that is ignored, or has no target to speak of, nothing is read.
-    counts = (target != ignore_index) & (target >= 0) & (target < V)
+    counts = there & (target != ignore_index) & (target >= 0) & (target < V)
     x_ptr = logits_ptr + row * logits_stride * UNIT
     column = tl.arange(0, COLUMNS)
     inside = counts[:, None] & (column < V - part * COLUMNS)[None, :]
@@ -92,8 +92,8 @@ def cross_entropy_bwd_kernel(
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     there = row < rows
-    target = tl.load(targets_ptr + row * targets_stride, there, ignore_index).to(tl.int64)
-    counts = target != ignore_index
+    target = tl.load(targets_ptr + row * targets_stride, there, 0).to(tl.int64)
+    counts = there & (target != ignore_index)
     word = (target >= 0) & (target < V)
     weight = tl.load(dloss_ptr + row * dloss_stride, there, 0.0)
     if divisor_ptr is not None:

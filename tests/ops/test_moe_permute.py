@@ -89,8 +89,8 @@ def test_native_functions_stay_inside(slots: list[list[int]], overload: str) -> 
         ({"x": torch.ones(3, 5)}, r"x must have shape \(N, C\) = \(4, any\), got \(3, 5\)"),
         ({"indices": torch.zeros(4, 2)}, "indices must be one of int32, int64, got torch.float32"),
         ({"indices": torch.zeros(4, dtype=torch.int32)}, r"indices must have shape \(N, K\)"),
-        ({"num_experts": 0}, "num_experts must be a finite number >= 1, got 0"),
-        ({"capacity": -1}, "capacity must be a finite number >= 0, got -1"),
+        ({"num_experts": 0}, "num_experts must be from 1 to 2147483647, got 0"),
+        ({"capacity": -1}, "capacity must be from 0 to 9223372036854775807, got -1"),
         ({"backend": "cuda"}, "cannot run on backend 'cuda'"),
     ],
 )
