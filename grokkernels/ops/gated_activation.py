@@ -71,7 +71,9 @@ def gated_activation(
         backend: who computes; see `grokkernels.use`.
 
     Returns:
-        A tensor like gate, computed in float32 and rounded once. Gradients reach gate and up.
+        A tensor like gate, computed in float32 and rounded once. Gradients reach gate and up. At an infinite gate
+        act and its slope are their limits: 0 and 0 below, gate and 1 above (where torch's own give NaN). The gradient
+        of gate is the product ``dy * up * act'(gate)``: where the slope is 0 an infinite or NaN up gives NaN.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, an unknown kind, or a backend that

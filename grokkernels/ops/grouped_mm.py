@@ -82,7 +82,8 @@ def grouped_mm(x: torch.Tensor, w: torch.Tensor, offsets: torch.Tensor, *, backe
 
     Returns:
         ``(M, N)`` in the dtype of x, products summed in float32 and rounded once. Rows past ``offsets[-1]`` are 0.
-        Gradients reach x and w; dw lies in memory as w does, and is zero for an empty group.
+        Gradients reach x and w; dw lies in memory as w does, and is zero for an empty group. Float32 products are made
+        of several narrower ones on cuda, where an infinity in x or w gives NaN.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, offsets that do not rise, or a

@@ -105,6 +105,7 @@ def linear_cross_entropy(
     Returns:
         ``()``, or ``(N,)`` for reduction "none"; float32 (float64 for float64 x). The logits are float32 and not
         rounded. Gradients reach x and weight, right for every reduction; the one that nobody asks for is not computed.
+        Float32 products are made of several narrower ones on cuda, where an infinity in x or weight gives NaN.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, a target outside the vocabulary

@@ -14,8 +14,8 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     # g * sigmoid(g)
     "silu": F.silu,
-    # max(g, 0), with derivative 0 at 0
-    "relu": F.relu,
+    # max(g, 0), with derivative 0 at 0, written so that the derivative is a factor: 0 times a NaN is NaN
+    "relu": lambda gate: gate * ~(gate <= 0),
 }
 
 
@@ -24,4 +24,11 @@ def gated_activation(gate: torch.Tensor, up: torch.Tensor, kind: str = "gelu_tan
     if kind not in ACTIVATIONS:
         raise ValueError(f"kind must be one of {', '.join(ACTIVATIONS)}, got {kind!r}")
     acc = accumulation_dtype(gate)
-    return (ACTIVATIONS[kind](gate.to(acc)) * up.to(acc)).to(gate.dtype)
+    return (_activation(gate.to(acc), kind) * up.to(acc)).to(gate.dtype)
+
+
+def _activation(gate: torch.Tensor, kind: str) -> torch.Tensor:
+    """act(gate), with its limits, 0 and gate, where terms of the formula overflow; so too its derivative, 0 and 1."""
+    high, low = gate > 1e4, gate < -1e4
+    value = ACTIVATIONS[kind](gate.masked_fill(high | low, 0))
+    return torch.where(high, gate, value)
