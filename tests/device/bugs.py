@@ -35,6 +35,13 @@ def _attention(kind: str, file: str, old: str, new: str, case: str) -> Bug:
     return Bug(kind, file, old, new, file, "flash_attention", case, "bfloat16", f"sm_{file[-5:-3]}")
 
 
+def _packed(kind: str, file: str, old: str, new: str) -> Bug:
+    """Sequences that end within a tile: what follows is cleared by ordinary stores, and read by wgmma."""
+    file = f"flash_attention/{file}"
+    case = "case((30, 17), (30, 17), 1, 1, 64)"
+    return Bug(kind, file, old, new, file, "flash_attention_varlen", case, "bfloat16", "sm_90")
+
+
 BUGS = [
     # Barriers and what lies in shared memory between them
     _rms_norm(
@@ -214,6 +221,58 @@ BUGS = [
         "mbarrier_arrive_cluster(map_shared_rank(empty, lane_id()));",
         "mbarrier_arrive_cluster(map_shared_rank(empty, 0));",
         "case((300,), 72, 264, mt=True)",
+    ),
+    # Proxies: wgmma and the copy engine do not see ordinary stores, nor mbarriers, without a fence
+    _hopper(
+        "no fence between clearing rows and wgmma",
+        "gemm_sm90.cuh",
+        "GK_DEVICE void rows_cleared() {\n  fence_proxy_async();",
+        "GK_DEVICE void rows_cleared() {",
+        "case((40, 30), 136, 136)",
+    ),
+    _hopper("no fence after an mbarrier's initialisation", "gemm_sm90.cuh", "fence_mbarrier_init();", ""),
+    Bug(
+        "no fence between gathered rows and wgmma",
+        "moe_experts/gather_sm90.cuh",
+        "fence_proxy_async();\n    mbarrier_arrive(behind_.full());",
+        "mbarrier_arrive(behind_.full());",
+        "moe_experts/forward_sm90.cu",
+        "moe_experts",
+        "case(14, 24, 64, 4, 2)",
+        "bfloat16",
+        "sm_90",
+    ),
+    _attention(
+        "no fence between copied queries and wgmma",
+        "forward_sm90.cu",
+        "copy_async_wait<0>();\n    fence_proxy_async();",
+        "copy_async_wait<0>();",
+        "B1 T64 S97 H1/1 D128",
+    ),
+    _packed(
+        "no fence between clearing values and wgmma",
+        "forward_sm90.cu",
+        "fence_proxy_async();\n      named_barrier_sync(kGroup + wg, 128);\n    }\n    wgmma_fence();",
+        "named_barrier_sync(kGroup + wg, 128);\n    }\n    wgmma_fence();",
+    ),
+    _packed(
+        "no fence between clearing queries and wgmma",
+        "backward_sm90.cu",
+        "clear_rows(dout, s.queries - row, thread);\n      fence_proxy_async();",
+        "clear_rows(dout, s.queries - row, thread);",
+    ),
+    _packed(
+        "no fence between clearing keys and wgmma",
+        "backward_sm90.cu",
+        "clear_rows(values, s.keys - key, thread);\n      fence_proxy_async();",
+        "clear_rows(values, s.keys - key, thread);",
+    ),
+    _attention(
+        "no fence after the initialisation of a ring",
+        "backward_sm90.cu",
+        "fence_mbarrier_init();",
+        "",
+        "B1 T64 S97 H1/1 D128",
     ),
     # Attention
     _attention(

@@ -25,6 +25,14 @@ def ops() -> list[str]:
     return sorted(path.stem for path in (CSRC / "torch").glob("*.cpp"))
 
 
+def op_of(table: str) -> str:
+    """The op whose contract a case table judges."""
+    if table in ops():
+        return table
+    text = (ROOT / "grokkernels" / "testing" / "cases" / f"{table}.py").read_text(encoding="utf-8")
+    return next(op for op in ops() if f"from grokkernels.ops.{op} import" in text)
+
+
 def kernels(op: str, backend: str) -> list[Path]:
     """The sources of an op's kernels: on the CPU <op>.cpp, <op>_<part>.cpp; in CUDA <op>.cu, or the files of <op>/."""
     if backend != "cpu":

@@ -165,17 +165,19 @@ def planted_bugs() -> Iterator[Unit]:
     test = "tests/device/test_planted_bugs.py"
     planter = dependencies.python([TESTS / "device" / "plant.py", TESTS / "conftest.py"]) | {ROOT / test}
     for bug in planted():
+        op = dependencies.op_of(bug.table)
         yield Unit(
             f"bug/{re.sub('[^a-z0-9]+', '-', bug.kind.lower())}",
             pytest(f"{test}::test_bug_is_caught[{bug.kind}]"),
-            frozenset(dependencies.native(bug.table, "emulated") | dependencies.contract(bug.table) | planter),
+            frozenset(dependencies.native(op, "emulated") | dependencies.contract(op) | planter),
             (repr(bug), cxx(), package("torch")),
         )
     for table in sorted({bug.table for bug in planted()}):
+        op = dependencies.op_of(table)
         yield Unit(
             f"no-bug/{table}",
             pytest(f"{test}::test_correct_kernels_are_never_accused[{table}]"),
-            frozenset(dependencies.native(table, "emulated") | dependencies.contract(table) | planter),
+            frozenset(dependencies.native(op, "emulated") | dependencies.contract(op) | planter),
             (*(repr(bug) for bug in planted() if bug.table == table), cxx(), package("torch")),
         )
 

@@ -29,6 +29,7 @@ GK_DEVICE V load_cluster(uint32_t address) {
 template <typename V>
 GK_DEVICE void store_cluster(uint32_t address, V v) {
   *reinterpret_cast<V*>(emulated::cluster_memory(address, sizeof(V), sizeof(V), "a store into the cluster")) = v;
+  emulated::ordinary_write(address, sizeof(V));
 }
 
 GK_DEVICE uint32_t load_cluster_4(uint32_t address) { return load_cluster<uint32_t>(address); }

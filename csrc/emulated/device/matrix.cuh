@@ -68,6 +68,7 @@ GK_DEVICE void load_matrix_x2_trans(uint32_t (&r)[2], uint32_t address) { load_m
 template <bool kTrans>
 GK_DEVICE void store_matrix(uint32_t address, const uint32_t (&r)[4]) {
   emulated::wrote(emulated::shared_memory(address, 16, 16, "stmatrix"), 16);
+  emulated::ordinary_write(address, 16);
   MatrixArgument mine{address, const_cast<uint32_t*>(r)};
   emulated::warp_collective(kAllLanes, "stmatrix", &mine, store_matrices<kTrans>);
 }

@@ -7,7 +7,7 @@
 namespace grokkernels::device {
 
 GK_DEVICE void mbarrier_init(uint32_t barrier, int arrivals) { emulated::mbarrier_init(barrier, arrivals); }
-GK_DEVICE void fence_mbarrier_init() {}
+GK_DEVICE void fence_mbarrier_init() { emulated::fence_mbarriers(); }
 GK_DEVICE void mbarrier_arrive(uint32_t barrier) { emulated::mbarrier_arrive(barrier, 0, 1); }
 GK_DEVICE void mbarrier_arrive_expect(uint32_t barrier, uint32_t bytes) {
   emulated::mbarrier_arrive(barrier, bytes, 1);

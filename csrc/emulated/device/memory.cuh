@@ -40,6 +40,7 @@ GK_DEVICE V load_shared(uint32_t address) {
 template <typename V>
 GK_DEVICE void store_shared(uint32_t address, V v) {
   *reinterpret_cast<V*>(emulated::shared_memory(address, sizeof(V), sizeof(V), "a shared store")) = v;
+  emulated::ordinary_write(address, sizeof(V));
 }
 
 GK_DEVICE uint32_t load_shared_4(uint32_t address) { return load_shared<uint32_t>(address); }

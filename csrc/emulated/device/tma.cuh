@@ -26,7 +26,7 @@ inline TensorMap make_tensor_map(const TensorTiles& t) {
   return made;
 }
 
-GK_DEVICE void fence_proxy_async() {}
+GK_DEVICE void fence_proxy_async() { emulated::fence_proxies(); }
 GK_DEVICE void tma_prefetch(const TensorMap&) {}
 
 using Coordinates = std::array<int64_t, 5>;
@@ -81,8 +81,10 @@ inline void load_box(uint32_t to, const TensorMap& map, uint32_t barrier, uint32
   for (size_t i = 0; i < cluster.blocks.size(); ++i) {
     if ((blocks >> i & 1) == 0) continue;
     emulated::Block* block = &cluster.blocks[i];
-    emulated::wrote(emulated::memory_of(*block, to, bytes, static_cast<int>(tile_alignment(t.swizzle)), "tma_load"),
-                    static_cast<size_t>(bytes));
+    char* target = emulated::memory_of(*block, to, bytes, static_cast<int>(tile_alignment(t.swizzle)), "tma_load");
+    emulated::wrote(target, static_cast<size_t>(bytes));
+    emulated::asynchronous_write(*block, target, static_cast<size_t>(bytes), emulated::fenced_by_thread(), "tma_load");
+    emulated::check_mbarrier_is_seen(*block, barrier, "tma_load");
     emulated::release(emulated::memory_of(*block, barrier, 8, 8, "the mbarrier of tma_load"));
     emulated::start([=] {
       char* first = block->shared - emulated::kSharedBase;
@@ -128,8 +130,10 @@ inline void store_box(const TensorMap& map, uint32_t from, int rank, Coordinates
   const TensorTiles t = map.tiles;
   if (add && t.dtype != DType::float32) emulated::fail("tma_reduce_add is for float32");
   const int bytes = box_bytes(t);
-  emulated::read(emulated::shared_memory(from, bytes, static_cast<int>(tile_alignment(t.swizzle)), who),
-                 static_cast<size_t>(bytes));
+  const char* source = emulated::shared_memory(from, bytes, static_cast<int>(tile_alignment(t.swizzle)), who);
+  emulated::read(source, static_cast<size_t>(bytes));
+  emulated::asynchronous_read(*emulated::current().block, source, static_cast<size_t>(bytes),
+                              emulated::fenced_by_thread(), who);
   const char* first = emulated::current().block->shared - emulated::kSharedBase;
   emulated::start_store([=]() -> emulated::Work {
     auto box = std::make_shared<std::vector<char>>(static_cast<size_t>(bytes));
@@ -173,10 +177,12 @@ GK_DEVICE void bulk_load(uint32_t to, const void* from, uint32_t bytes, uint32_t
   if (bytes % 16 != 0) emulated::fail("bulk_load: the length is not a multiple of 16 bytes");
   emulated::check_aligned(from, 16, "bulk_load");
   char* target = emulated::shared_memory(to, static_cast<int>(bytes), 16, "bulk_load");
+  emulated::Block* block = emulated::current().block;
   emulated::wrote(target, bytes);
   emulated::read(from, bytes);
+  emulated::asynchronous_write(*block, target, bytes, emulated::fenced_by_thread(), "bulk_load");
+  emulated::check_mbarrier_is_seen(*block, barrier, "bulk_load");
   emulated::release(emulated::shared_memory(barrier, 8, 8, "the mbarrier of bulk_load"));
-  emulated::Block* block = emulated::current().block;
   emulated::start([=] {
     std::memcpy(target, from, bytes);
     emulated::mbarrier_complete(*block, barrier, bytes);
@@ -189,6 +195,7 @@ inline void store_bytes(void* to, uint32_t from, uint32_t bytes, bool add) {
   emulated::check_aligned(to, 16, who);
   const char* source = emulated::shared_memory(from, static_cast<int>(bytes), 16, who);
   emulated::read(source, bytes);
+  emulated::asynchronous_read(*emulated::current().block, source, bytes, emulated::fenced_by_thread(), who);
   emulated::start_store([=]() -> emulated::Work {
     auto taken = std::make_shared<std::vector<char>>(source, source + bytes);
     return [=] {

@@ -94,6 +94,22 @@ GK_DEVICE void wgmma_wait() {
 template <int kCount>
 GK_DEVICE void wgmma_settle(float (&)[kCount]) {}
 
+// Whether the asynchronous proxy sees what this warp's share of a wgmma reads: its 16 rows of A, all of B.
+template <typename T>
+GK_UNWATCHED void check_operands(const emulated::MatrixOperation& op, const emulated::Fiber& self) {
+  const emulated::Block& block = *self.block;
+  const uint32_t fenced = emulated::fenced_by_warp();
+  if (emulated::all_seen(block, fenced)) return;
+  const auto check = [&](uint64_t descriptor, bool transposed, int first, int count) {
+    for (int side = first; side < first + count; side += transposed ? 8 : 1)
+      for (int depth = 0; depth < 16; depth += transposed ? 1 : 8)
+        emulated::asynchronous_read(block, matrix_chunk<T>(block, descriptor, transposed, side, depth), 16, fenced,
+                                    "wgmma");
+  };
+  if (!op.in_registers) check(op.a, op.transposed_a, self.index / 32 % 4 * 16, 16);
+  check(op.b, op.transposed_b, 0, op.cols);
+}
+
 struct WgmmaArgument {
   uint64_t a, b;
   bool accumulate;
@@ -135,6 +151,7 @@ GK_DEVICE void start_wgmma(WgmmaArgument mine) {
       op.a_registers[i] = lane(i)->a_registers;
       op.d[i] = lane(i)->d;
     }
+    check_operands<T>(op, emulated::current());
     emulated::start_matrix(op);
   });
 }

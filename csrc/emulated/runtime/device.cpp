@@ -346,6 +346,8 @@ void prepare_block(Worker& w, Block& block, const LaunchShape& shape, Index3 ind
     barrier.waiting.clear();
   }
   block.mbarriers.clear();
+  block.ordinary_writes.clear();
+  block.latest_write = 0;
   block.warpgroups.assign(static_cast<size_t>(block.threads + 127) / 128, {});
 #if defined(__SANITIZE_THREAD__)
   for (size_t i = static_cast<size_t>(block.threads); i < block.fibers.size(); ++i)  // of a larger block before
@@ -368,6 +370,7 @@ void prepare_fiber(Worker& w, Fiber& fiber, Block& block, Warp& warp, int index,
   fiber.bulk_groups.clear();
   fiber.in_cluster_barrier = false;
   fiber.barrier_address = 0;
+  fiber.proxy_fenced = fiber.mbarriers_fenced = 0;
   fiber.asan = nullptr;
   fiber.stack = stack(w, stack_index);
   warp.lane[fiber.lane] = &fiber;
@@ -393,6 +396,7 @@ void run_cluster(Worker& w, Index3 first_block) {
   cluster.barrier = {};
   cluster.mbarrier_waiters.clear();
   cluster.in_flight.clear();
+  cluster.proxy_clock = 0;
   const int threads = static_cast<int>(shape.block.x * shape.block.y * shape.block.z);
   const int warps = (threads + 31) / 32;
   cluster.threads = threads * static_cast<int>(shape.cluster);
@@ -616,16 +620,12 @@ GK_UNWATCHED uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(offset) + kSharedBase;
 }
 
-namespace {
-
-uint32_t own_address(uint32_t address) { return address & ((1u << kRankShift) - 1); }
+GK_UNWATCHED uint32_t own_address(uint32_t address) { return address & ((1u << kRankShift) - 1); }
 
 GK_UNWATCHED Block& block_of(uint32_t address) {
   const uint32_t rank = address >> kRankShift;
   return rank == 0 ? *t_fiber->block : t_fiber->block->cluster->blocks[rank - 1];
 }
-
-}  // namespace
 
 GK_UNWATCHED char* memory_of(const Block& block, uint32_t address, int bytes, int alignment, const char* who) {
   const uint32_t offset = address - kSharedBase;
@@ -678,7 +678,10 @@ void copy_async_wait(int groups_left) {
   const int finished = static_cast<int>(fiber.groups.size()) - groups_left;
   if (finished > 0) {
     const size_t end = fiber.groups[static_cast<size_t>(finished) - 1];
-    for (size_t i = 0; i < end; ++i) run_copy(fiber.copies[i]);
+    for (size_t i = 0; i < end; ++i) {
+      run_copy(fiber.copies[i]);
+      ordinary_write(shared_address(fiber.copies[i].to), fiber.copies[i].bytes);
+    }
     fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + static_cast<ptrdiff_t>(end));
     fiber.groups.erase(fiber.groups.begin(), fiber.groups.begin() + finished);
     for (size_t& group : fiber.groups) group -= end;
@@ -719,7 +722,9 @@ void mbarrier_init(uint32_t address, int arrivals) {
   shared_memory(address, 8, 8, "mbarrier");
   const Unwatched unwatched;
   if (arrivals < 1) fail("an mbarrier expects at least one arrival");
-  t_fiber->block->mbarriers[address] = {arrivals, arrivals, 0, 0};
+  Fiber& fiber = *t_fiber;
+  const auto thread = static_cast<uint32_t>(fiber.block->rank * fiber.block->threads + fiber.index);
+  fiber.block->mbarriers[address] = {arrivals, arrivals, 0, 0, {++fiber.block->cluster->proxy_clock, thread}};
 }
 
 void mbarrier_arrive(uint32_t address, int64_t bytes_expected, int arrivals) {
@@ -728,6 +733,7 @@ void mbarrier_arrive(uint32_t address, int64_t bytes_expected, int arrivals) {
   release(place);
   Block& block = block_of(address);
   Mbarrier& barrier = mbarrier(block, own_address(address));
+  if (&block != t_fiber->block) check_mbarrier_is_seen(block, own_address(address), "an arrival from another block");
   if (barrier.pending < arrivals) fail("more threads arrive at an mbarrier than it expects");
   barrier.bytes += bytes_expected;
   barrier.pending -= arrivals;
@@ -757,8 +763,12 @@ void mbarrier_arrive_after_copies(uint32_t address) {
   Fiber& fiber = *t_fiber;
   Block& block = *fiber.block;
   fiber.groups.clear();
-  start([&block, address, copies = std::exchange(fiber.copies, {})]() mutable {
-    for (Copy& copy : copies) run_copy(copy);
+  start([&block, &fiber, address, copies = std::exchange(fiber.copies, {})]() mutable {
+    for (Copy& copy : copies) {
+      run_copy(copy);
+      const auto place = static_cast<uint32_t>(copy.to - block.shared);
+      ordinary_write(fiber, place + kSharedBase + (static_cast<uint32_t>(block.rank + 1) << kRankShift), copy.bytes);
+    }
     Mbarrier& barrier = mbarrier(block, address);
     if (barrier.pending < 1) fail("more threads arrive at an mbarrier than it expects");
     --barrier.pending;

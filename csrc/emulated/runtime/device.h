@@ -7,8 +7,8 @@
 // wait in order (seed 0), or at a random time before (any other seed), when the choice of the next lane is random too.
 // Shared memory starts as NaN.
 //
-// What it cannot see: the inline PTX of csrc/cuda/device (tests/ptx runs that), missing proxy fences, weak memory, the
-// tensor cores' own rounding, time.
+// What it cannot see: the inline PTX of csrc/cuda/device (tests/ptx runs that), weak memory, the tensor cores' own
+// rounding, time.
 #pragma once
 
 #include <atomic>
@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "common/device.h"
+#include "emulated/runtime/proxy.h"
 
 namespace grokkernels::emulated {
 
@@ -108,6 +109,7 @@ struct Fiber {
   std::vector<std::vector<Store>> bulk_groups;       // TMA stores, not yet waited for; the last one is still open
   bool in_cluster_barrier = false;                   // has arrived at it and not waited
   uint32_t cluster_phase = 0;                        // of the cluster's barrier when it arrived
+  uint32_t proxy_fenced = 0, mbarriers_fenced = 0;   // when it last executed these fences, on the cluster's clock
   char* stack = nullptr;
   void *tsan = nullptr, *asan = nullptr;
 };
@@ -158,6 +160,7 @@ struct Mbarrier {
   int expected = 0, pending = 0;
   int64_t bytes = 0;
   uint32_t phase = 0;
+  OrdinaryWrite initialised;
 };
 
 struct Block {
@@ -169,6 +172,8 @@ struct Block {
   size_t shared_bytes = 0;
   NamedBarrier barriers[16];
   std::unordered_map<uint32_t, Mbarrier> mbarriers;  // by shared address
+  std::vector<OrdinaryWrite> ordinary_writes;        // by word of shared memory; empty before the first
+  uint32_t latest_write = 0;                         // the latest of them
   std::vector<MatrixSequence> warpgroups;
   std::vector<Fiber> fibers;
 };
@@ -181,6 +186,7 @@ struct Cluster {
   ClusterBarrier barrier;
   std::vector<Fiber*> mbarrier_waiters;
   std::vector<Work> in_flight;  // TMA copies into shared memory, in no order
+  uint32_t proxy_clock = 0;     // counts ordinary writes and fences
 };
 
 // The fiber that runs on this OS thread now, and the launch it belongs to.
@@ -208,6 +214,9 @@ char* shared_memory(uint32_t address, int bytes, int alignment, const char* who)
 char* cluster_memory(uint32_t address, int bytes, int alignment, const char* who);
 char* memory_of(const Block& block, uint32_t address, int bytes, int alignment, const char* who);
 uint32_t shared_address(const void* pointer);
+// The block that a shared or shared::cluster address belongs to, and the address there.
+Block& block_of(uint32_t address);
+uint32_t own_address(uint32_t address);
 
 // Stops the launch if a global address is not aligned.
 void check_aligned(const void* pointer, int alignment, const char* who);

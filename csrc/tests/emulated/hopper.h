@@ -36,6 +36,7 @@ enum class Mistake : int {
   no_registers,
   cluster_returns_early,
   plain_load_from_cluster,
+  no_proxy_fence,
 };
 void mistake(Mistake which, const ProductParams& params, Stream stream);
 

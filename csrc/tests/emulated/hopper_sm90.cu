@@ -154,6 +154,8 @@ __global__ __launch_bounds__(128) void exchange_kernel(const float* x, float* y)
   cluster_wait();
   if constexpr (kMistake == Mistake::cluster_returns_early) load_cluster_4(map_shared_rank(own, 1));
   if constexpr (kMistake == Mistake::plain_load_from_cluster) load_shared_4(map_shared_rank(own, 1));
+  if constexpr (kMistake == Mistake::no_proxy_fence)  // of what the block after has written here
+    if (thread == 0) bulk_store(y, passed, 256);
   if (thread < 64)
     y[rank * 64 + thread] = bits_to_float(load_shared_4(own + thread * 4)) +
                             bits_to_float(load_shared_4(passed + thread * 4)) +
@@ -282,6 +284,8 @@ void mistake(Mistake which, const ProductParams& p, Stream stream) {
       return launch(exchange_kernel<Mistake::cluster_returns_early>, cluster, stream, x, x);
     case Mistake::plain_load_from_cluster:
       return launch(exchange_kernel<Mistake::plain_load_from_cluster>, cluster, stream, x, x);
+    case Mistake::no_proxy_fence:
+      return launch(exchange_kernel<Mistake::no_proxy_fence>, cluster, stream, x, x);
   }
 }
 

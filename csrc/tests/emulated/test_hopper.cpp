@@ -103,6 +103,7 @@ void check_mistakes() {
   check_mistake(Mistake::no_registers, "registers_take waits for ever");
   check_mistake(Mistake::cluster_returns_early, "the block that holds this shared memory has returned");
   check_mistake(Mistake::plain_load_from_cluster, "an address of the block's own shared memory is expected");
+  check_mistake(Mistake::no_proxy_fence, "bulk_store: thread 0 wrote shared address 256 by ordinary means");
 }
 
 void check_exchange() {
