@@ -15,11 +15,18 @@ from typing import Any
 import pytest
 import torch
 
+from grokkernels import dispatch
+from grokkernels.testing import judge
+from grokkernels.testing.cases import adamw as adamw_cases
+from grokkernels.testing.cases import grouped_mm, tables
+from tests.device import launches
+
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tools"))
 
 from gpu import bridge, case_rows, conformance_rows, ncu_rows, phases, sanitizer_rows  # noqa: E402  (of tools/)
-from gpu.record import ABSENT, CRASHED, HUNG, KINDS, PASSED, WRONG, Record, Row  # noqa: E402
+from gpu.engine import Engine, Job, Stage  # noqa: E402
+from gpu.record import ABSENT, CRASHED, HUNG, KINDS, NOT_REACHED, PASSED, WRONG, Record, Row  # noqa: E402
 
 PLANTED = {"rotary": HUNG, "moe_gate": CRASHED, "rms_norm": WRONG}
 PLANT = "hang:rotary,crash:moe_gate,wrong:rms_norm"
@@ -156,6 +163,56 @@ def test_rows_not_reached_are_no_success(tmp_path: Path) -> None:
     assert not record.finish()
 
 
+def run_job(job: Job, out: Path, seconds: float) -> list[Row]:
+    record = Record("truth", "stand-in", out)
+    Engine(record, dict(os.environ), time.monotonic() + seconds).run([Stage("one", (job,), 1)])
+    return list(record.rows.values())
+
+
+def test_a_process_that_does_not_start_is_a_row(tmp_path: Path) -> None:
+    (row,) = run_job(Job("a job", {"kind": "nothing", "device": "stand-in"}, 5.0), tmp_path, 600.0)
+    assert (row.kind, row.op, row.check) == (CRASHED, "a job", "nothing")
+    assert "ended with exit code 1" in row.words
+    assert "KeyError: 'nothing'" in row.words  # the last lines that it printed
+
+
+def test_what_the_budget_does_not_reach_is_said(tmp_path: Path) -> None:
+    (row,) = run_job(Job("a job", {"kind": "ncu", "device": "stand-in"}, 5.0), tmp_path, 0.0)
+    assert (row.kind, row.case) == (NOT_REACHED, "a job")
+
+
+def test_the_judge_hands_tritons_compiled_kernels_tensors_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.triton_column, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [dispatch.home(name) for name in dispatch.BACKENDS] == ["cuda", "cuda", "cpu", "cpu", "cpu"]
+    devices = []
+
+    class Seen(Exception):
+        pass
+
+    def fence(arguments: Any, layout: str, device: str) -> None:
+        devices.append(device)
+        raise Seen
+
+    monkeypatch.setattr(judge, "Fence", fence)
+    table = tables()["rms_norm"]
+    with pytest.raises(Seen):
+        judge.judge(table, table.cases[0], torch.float32, "triton")
+    assert devices == ["cuda"]
+
+
+def test_adamws_cases_count_steps_where_the_parameters_are() -> None:
+    table = tables()["adamw"]
+    arguments = judge.on_device(judge.in_dtype(table.cases[0].arguments(), torch.float32), "meta")
+    devices = []
+
+    def step(params: Any, grads: Any, exp_avgs: Any, exp_avg_sqs: Any, steps: Any, **options: Any) -> None:
+        devices.extend(count.device.type for count in steps)
+
+    adamw_cases._stepped(step, 3, {key: v for key, v in arguments.items() if isinstance(v, torch.Tensor)})
+    assert set(devices) == {"meta"}
+
+
 def test_compute_sanitizers_words() -> None:
     clean = "========= COMPUTE-SANITIZER\n1.0\n========= ERROR SUMMARY: 0 errors\n"
     assert sanitizer_rows.judged(0, clean)[0] == PASSED
@@ -195,13 +252,9 @@ def test_the_path_of_a_case() -> None:
 
 def test_a_refused_map_is_told() -> None:
     """Rows of 33 numbers in bfloat16: no stride is a multiple of 16 bytes."""
-    from grokkernels.testing import judge
-    from grokkernels.testing.cases import grouped_mm as cases
-    from tests.device import launches
-
     with judge.at_level("sm_90"), launches.watched("emulated", runs=True) as threads:
         case_rows.refusal_of("emulated")
-        verdict = judge.judge(cases.TABLE, cases.case((9, 7), 33, 65), torch.bfloat16, "emulated")
+        verdict = judge.judge(grouped_mm.TABLE, grouped_mm.case((9, 7), 33, 65), torch.bfloat16, "emulated")
     assert verdict.passed
     assert case_rows.path(threads, case_rows.refusal_of("emulated")).startswith("sm_80, refused map: the tensor's")
     assert case_rows.refusal_of("emulated") is None
