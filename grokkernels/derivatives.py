@@ -14,7 +14,6 @@ import torch
 from torch import _C
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 from torch.utils._pytree import tree_leaves, tree_map
 
 transformed = _C._are_functorch_transforms_active
@@ -73,7 +72,8 @@ def register(
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward or refused)}
     # Function.apply without the Python that torch.func needs and a call pays for: `autograd` is one level of it.
-    derivative = type(overload.name().replace("::", "_").replace(".", "_"), (_SingleLevelFunction,), methods)
+    derivative = type(overload.name().replace("::", "_").replace(".", "_"), (torch.autograd.Function,), methods)
+    apply = super(torch.autograd.Function, derivative).apply
 
     def autograd(*args: Any) -> Any:
         """The kernel of PyTorch's dispatch key for derivatives: one level of them."""
@@ -85,7 +85,7 @@ def register(
         before = _C._functorch.get_single_level_autograd_function_allowed()
         _C._functorch.set_single_level_autograd_function_allowed(True)
         try:
-            return derivative.apply(*args)
+            return apply(*args)
         finally:
             _C._functorch.set_single_level_autograd_function_allowed(before)
 
@@ -97,7 +97,7 @@ def register(
         if torch.is_grad_enabled() and _C._any_requires_grad(*args):
             args = unwrap_dead_wrappers(args)  # what a transform that is over left in a backward pass
             if _C._any_requires_grad(*args):
-                return derivative.apply(*args)
+                return apply(*args)
         with _C._AutoDispatchBelowAutograd():
             return op(*args)
 

@@ -219,6 +219,16 @@ def test_compiled_and_refused(x: torch.Tensor) -> None:
         pushed(x.detach())
 
 
+def test_compiled_autograd(x: torch.Tensor) -> None:
+    """The backward pass as a graph of its own: what torch.compile makes of autograd's, our derivatives among it."""
+    torch._dynamo.reset()
+    leaf = x.requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        (got,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(got, expected)
+
+
 def test_experts_keep_what_a_backward_pass_needs() -> None:
     """moe_experts keeps gate and up for a backward pass alone: compiled without gradients it does not, and it does
     where a transform's tensors hide that one asks."""
