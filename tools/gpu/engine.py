@@ -25,6 +25,7 @@ from gpu.record import CRASHED, HUNG, NOT_REACHED, Record, Row
 
 WORKER = Path(__file__).resolve().parent / "worker.py"
 START = 180.0  # seconds that a process may take, beside a row's limit, until it says its plan: it imports and compiles
+DYING = 20.0  # seconds that a process gets to be gone
 TAIL = 12  # lines of a process that died which the row keeps
 POISONED = 70  # the exit code of a worker whose GPU context is lost: the row is told, the rest needs a new process
 
@@ -184,7 +185,8 @@ class Engine:
         """Ends the process and all that it started."""
         with contextlib.suppress(ProcessLookupError):  # all of them have ended
             os.killpg(run.process.pid, signal.SIGKILL)
-        run.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold it: the day goes on
+            run.process.wait(timeout=DYING)
         for fd in list(run.open):
             self._close(run, fd)
         self._running.remove(run)
