@@ -17,7 +17,7 @@ from grokkernels.training import checkpoint
 from grokkernels.training.errors import UserError
 from grokkernels.training.files import is_temporary, open_replacing, remove_temporaries
 
-ABOUT = {"config": {"d_model": 8}, "settings": {}}
+ABOUT = {"config": {"d_model": 8}, "settings": {}, "optimizer": {}, "tokenizer": "bytes", "data": "", "elapsed": 0.5}
 
 
 def tensors_of(step: int, elements: int = 16) -> dict[str, torch.Tensor]:

@@ -95,6 +95,22 @@ def test_generation_streams_utf8_and_repeats_with_a_seed() -> None:
     assert "per second" in greedy[0].stderr
 
 
+@pytest.mark.parametrize("option", ["--temperature", "--top-p"])
+def test_the_smallest_numbers_take_the_likeliest_token(option: str) -> None:
+    likeliest = call("generate", "--checkpoint", "run", "--temperature", 0, "--max-new-tokens", 9)
+    for value in (1e-300, 5e-324, 1e-40):
+        result = call("generate", "--checkpoint", "run", option, value, "--max-new-tokens", 9)
+        assert (result.exit_code, result.stdout_bytes) == (0, likeliest.stdout_bytes), value
+
+
+def test_a_full_disk_is_named() -> None:
+    with open("/dev/full", "wb") as full:
+        line = [sys.executable, "-m", "grokkernels", "generate", "--checkpoint", "run", "--max-new-tokens", "3"]
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, env=environment(), timeout=120, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "Error: No space left on device: standard output\n"
+
+
 def test_a_pipe_closed_early_is_no_error() -> None:
     line = f'"{sys.executable}" -m grokkernels generate --checkpoint run --max-new-tokens 300 | head -c 1'
     done = subprocess.run(line, shell=True, capture_output=True, env=environment(), timeout=120)
@@ -162,6 +178,15 @@ MISTAKES = {
     "train --steps 1 --minutes 1": "exclude each other",
     "train --minutes 0": "--minutes",
     "train --lr no": "--lr",
+    "train --lr inf": "is not a finite number",
+    "train --lr nan": "is not a finite number",
+    "train --clip inf": "is not a finite number",
+    "train --minutes inf": "is not a finite number",
+    "train --set head_dim=512 --data text.txt": "q must have a head dim from 1 to 256, got 512",
+    "train --batch 1000000000000 --data text.txt": "choose a smaller --batch or --context",
+    "train --threads 100000000000": "1<=x<=1024",
+    "train --device gpu": "none of auto, cpu, cuda or cuda:N",
+    f"train --set x={'-' * 20_000}1 --data text.txt": "no setting 'x'",
     "train --context 100000 --data text.txt": "does not fit",
     "train --set nonsense": "NAME=VALUE",
     "train --set colour=3 --data text.txt": "no setting 'colour'",
@@ -185,7 +210,15 @@ MISTAKES = {
     "generate --checkpoint run --max-new-tokens -1": "--max-new-tokens",
     "generate --checkpoint run --backend abacus": "abacus",
     "generate --checkpoint run --top-p 0": "--top-p",
+    "generate --checkpoint run --temperature inf": "is not a finite number",
+    "generate --checkpoint run --temperature nan": "is not a finite number",
+    "generate --checkpoint run --top-p nan": "is not a finite number",
+    "generate --checkpoint run --threads 100000000000": "1<=x<=1024",
+    "generate --checkpoint run --device cuda:x": "none of auto, cpu, cuda or cuda:N",
+    "generate --checkpoint run --prompt a\udcffb": "the prompt is not UTF-8 text: character 2",
     "compare --checkpoint run --backend abacus": "abacus",
+    "compare --checkpoint run --backend cpu --backend gpu": "--backend must be one of cuda, triton, cpu, emulated",
+    "compare --checkpoint run --device cuda:99": "--device",
     "compare --checkpoint absent": "no checkpoint at",
     "plot nothing": "no run in",
     "fly": "No such command",

@@ -265,22 +265,46 @@ def test_metrics_drop_later_steps_and_half_lines(tmp_path: Path) -> None:
     path = tmp_path / metrics.FILE
     writer = metrics.MetricsWriter(path)
     for step in (1, 2, 3):
-        writer.write({"step": step, "loss": float("inf") if step == 1 else 1.0})
+        writer.write(a_record(step, loss=float("inf") if step == 1 else 1.0))
     writer.close()
     with open(path, "a") as file:
         file.write('{"step": 4, "lo')
     assert [r["step"] for r in metrics.read(path)] == [1, 2, 3]
     assert metrics.read(path)[0]["loss"] is None
     writer = metrics.MetricsWriter(path, step=2)
-    writer.write({"step": 3, "loss": 5.0})
+    writer.write(a_record(3))
     writer.close()
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
+def a_record(step: int, **changes: Any) -> dict[str, Any]:
+    """What a step writes to the metrics."""
+    numbers = ("loss", "lr", "grad_norm", "load_balance_loss", "z_loss", "tokens_per_s")
+    record = {"step": step, "val_loss": None, "tokens_per_expert": [[1, 0], [0, 0]], **dict.fromkeys(numbers, 1.5)}
+    return {**record, **changes}
+
+
+def test_lines_that_are_no_records_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Whatever a line holds, what is read can be drawn and written again."""
+    good = a_record(1)
+    values = [None, True, "x", -1.5, 10**400, math.nan, math.inf, [], {}, [[1], [2, 3]], [[1], [None]], [[math.nan]]]
+    lines = [json.dumps({**good, key: value}) for key in good for value in [*values, [[1.0]]]]
+    lines += [json.dumps({k: v for k, v in good.items() if k != key}) for key in good]
+    lines += ["", "null", "7", "[" * 100_000, '{"step": ' + "9" * 5000 + "}", "\x00\xff"]
+    path = tmp_path / metrics.FILE
+    path.write_text("\n".join([json.dumps(good), *lines, json.dumps(a_record(2))]) + "\n")
+    writer = metrics.MetricsWriter(path, step=10**500)
+    writer.close()
+    kept = metrics.read(path)
+    assert [kept[0], kept[-1]] == [good, a_record(2)]
+    assert writer.dropped == 2 + len(lines) - len(kept) > 100
+    assert all(np.shape(record["tokens_per_expert"]) == (2, 2) for record in kept)
+    plot.draw(kept, tmp_path / plot.FILE)
+
+
 def test_a_picture_is_drawn_from_one_step_on(tmp_path: Path) -> None:
-    record = {"step": 1, "loss": 5.0, "val_loss": None, "tokens_per_s": 10.0, "tokens_per_expert": [[1, 0], [0, 0]]}
     path = tmp_path / plot.FILE
-    plot.draw([record], path, unigram=3.0)
+    plot.draw([a_record(1)], path, unigram=3.0, title="a folder of no text: \udcff $x^")
     assert path.read_bytes().startswith(b"\x89PNG")
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(UserError, match="nothing to draw"):
@@ -380,8 +404,57 @@ def test_a_stop_signal_is_taken_once() -> None:
 
 
 def test_a_diverging_run_stops_with_advice(tmp_path: Path, text: Path) -> None:
-    with pytest.raises(UserError, match="--lr below"):
+    with pytest.raises(UserError, match="start anew with a --lr below"):
         train(tmp_path / "out", settings_for(text, steps=200, lr=1e30, clip=1e30, warmup=0.0))
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, text: Path) -> None:
+    """A learning rate beyond float32 makes every weight infinite in one step, with a finite loss and gradients."""
+    out = tmp_path / "out"
+    given = settings_for(text, steps=40, lr=1e39, save_every=1, keep=1)
+    with pytest.raises(UserError, match=r"not finite after step 1, which is not saved: start anew with a --lr below"):
+        train(out, given)
+    assert checkpoint.latest(out) is None
+
+    good = train(out, {**given, "lr": 1e-3, "steps": 2}).checkpoint
+    content = good.read_bytes()
+    with pytest.raises(UserError, match=rf"go on from {good.name} with --resume and a --lr below 1e\+39"):
+        train(out, {"lr": 1e39, "steps": 4}, resume=True)
+    assert [path.read_bytes() for path in out.glob("step-*")] == [content]
+    assert train(out, {"lr": 1e-3, "steps": 4}, resume=True).steps == 4
+
+
+def test_a_model_of_more_ids_than_bytes_speaks(tmp_path: Path, text: Path) -> None:
+    summary = train(tmp_path / "out", settings_for(text, overrides={**SMALL, "vocab_size": 5000}, steps=1))
+    model, words = restore(checkpoint.load(summary.checkpoint))
+    assert "\ufffd" in "".join(stream(model, words, "a", max_new_tokens=9, temperature=9.0, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "unknown", "reason"),
+    [
+        ({"[UNK]": 0, "line": 2**32 - 1}, "[UNK]", r"4,294,967,297 ids, .* at most 2\^31"),
+        ({"line": 0}, "[UNK]", "cannot encode the text"),
+    ],
+)
+def test_a_vocabulary_that_does_not_do_says_so(
+    tmp_path: Path, text: Path, vocabulary: dict[str, int], unknown: str, reason: str
+) -> None:
+    pytest.importorskip("tokenizers")
+    path = tmp_path / "words.json"
+    made = {"version": "1.0", "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown}}
+    made |= dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    path.write_text(json.dumps({**made, "added_tokens": []}))
+    with pytest.raises(UserError, match=reason):
+        train(tmp_path / "out", settings_for(text, tokenizer=str(path)))
+
+
+def test_an_empty_sentencepiece_file_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    path = tmp_path / "words.model"
+    path.touch()
+    with pytest.raises(UserError, match="is empty"):
+        tokenizer.load(str(path))
 
 
 @pytest.mark.parametrize(
@@ -389,7 +462,7 @@ def test_a_diverging_run_stops_with_advice(tmp_path: Path, text: Path) -> None:
     [
         ({"context": 16}, "--context 32, which --context 16 contradicts"),
         ({"overrides": {}}, "--overrides"),
-        ({"lr": 1.0}, "--lr"),
+        ({"beta1": 0.5}, "--beta1 0.9, which --beta1 0.5 contradicts"),
         ({"steps": 3}, "is complete"),
     ],
 )
@@ -436,9 +509,24 @@ def test_a_run_is_not_overwritten_unasked(tmp_path: Path, text: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"steps": -1}, "steps must be above zero"),
+        ({"batch": 10**12}, r"a step of 1,000,000,000,000 x 32 tokens needs at least"),
+        ({"batch": 10**30}, r"batch must be an integer, at least 1 and below 2\^63, got 1000"),
+        (
+            {"overrides": {**SMALL, "head_dim": 512}},
+            "this model cannot run: q must have a head dim from 1 to 256, got 512",
+        ),
+        ({"overrides": {**SMALL, "max_position": 10**13}}, "needs 1,192,093 GiB of memory"),
+        ({"overrides": {**SMALL, "num_layers": 10**6}}, "needs .* GiB of memory"),
+        ({"overrides": {**SMALL, "d_model": 10**400}}, "below 2.63"),
+        ({"overrides": {**SMALL, "norm_eps": 10**400}}, "norm_eps must be finite"),
+        ({"threads": 10**11}, "threads must be an integer, at least 1 and at most 1024"),
+        ({"lr": math.inf}, "lr must be a finite number, above 0, got inf"),
+        ({"clip": math.nan}, "clip must be a finite number, above 0, got nan"),
+        ({"seed": "x"}, "seed must be an integer"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ({"steps": -1}, r"steps must be an integer, at least 1 and below 2\^63, got -1"),
         ({"minutes": 1.0}, "steps or as minutes"),
-        ({"batch": 0}, "batch must be above zero"),
+        ({"batch": 0}, r"batch must be an integer, at least 1 and below 2\^63, got 0"),
         ({"dtype": "int8"}, "float32 or bfloat16"),
         ({"context": 100_000}, "does not fit into the training text"),
         ({"preset": "huge"}, "huge"),

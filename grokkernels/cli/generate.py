@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from ._sections import SectionedCommand, option
+from ..training.files import naming
+from ._sections import Number, SectionedCommand, device_option, option, threads_option
 
 _WHAT, _SAMPLING, _MACHINE = "What to say", "Sampling", "Machine"
 
@@ -26,7 +27,7 @@ _WHAT, _SAMPLING, _MACHINE = "What to say", "Sampling", "Machine"
 @option(
     _SAMPLING,
     "--temperature",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.8,
     help="Below 1 more predictable, above 1 more varied; 0 always takes the likeliest token.",
 )
@@ -34,14 +35,15 @@ _WHAT, _SAMPLING, _MACHINE = "What to say", "Sampling", "Machine"
 @option(
     _SAMPLING,
     "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     default=0.95,
     help="Only the likeliest tokens that together have this probability.",
 )
 @option(
     _SAMPLING, "--seed", type=click.IntRange(0, 2**63 - 1), help="Repeats a sample.  [default: a new one each time]"
 )
-@option(_MACHINE, "--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
+@device_option(_MACHINE)
+@threads_option(_MACHINE)
 @option(_MACHINE, "--backend", metavar="NAME", help="Kernels to use; see `grokkernels doctor`.")
 def command(
     checkpoint: Path,
@@ -51,6 +53,7 @@ def command(
     top_k: int,
     top_p: float,
     seed: int | None,
+    device: str,
     threads: int | None,
     backend: str | None,
 ) -> None:
@@ -64,38 +67,45 @@ def command(
     import torch
 
     from ..training import checkpoint as checkpoints
+    from ..training import device as devices
     from ..training.generate import stream
-    from ..training.model import on_backend, restore
+    from ..training.model import on_backend, restore, restore_settings
 
     if threads is not None:
         torch.set_num_threads(threads)
     with on_backend(backend):
+        place = devices.choose(device, backend)
         saved = checkpoints.load(checkpoints.resolve(checkpoint), ("model/", "tokenizer"))
-        model, tokenizer = restore(saved)
+        settings = restore_settings(saved)
+        model, tokenizer = restore(saved, device=place)
         model.eval()
-        out = sys.stdout.buffer  # UTF-8 whatever the terminal claims
-        pieces = 0
+        pieces = stream(
+            model,
+            tokenizer,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            window=settings.context,
+            device=place,
+        )
+        count = 0
         began = time.perf_counter()
-        out.write(prompt.encode("utf-8", errors="surrogateescape"))
-        out.flush()
         try:
-            for piece in stream(
-                model,
-                tokenizer,
-                prompt,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                seed=seed,
-                window=saved.about["settings"]["context"],
-            ):
-                pieces += 1
-                out.write(piece.encode("utf-8", errors="replace"))
-                out.flush()
+            for piece in pieces:
+                _write(piece if count else prompt + piece)
+                count += 1
         finally:
-            if pieces:
-                out.write(b"\n")
-                out.flush()
+            if count:
+                _write("\n")
     seconds = time.perf_counter() - began
-    click.echo(f"[{pieces - 1} tokens, {(pieces - 1) / seconds:,.0f} per second]", err=True)
+    click.echo(f"[{count - 1} tokens, {(count - 1) / seconds:,.0f} per second]", err=True)
+
+
+def _write(text: str) -> None:
+    """Text to standard output as UTF-8, whatever the terminal claims, at once."""
+    with naming(Path("standard output")):
+        sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
+        sys.stdout.buffer.flush()

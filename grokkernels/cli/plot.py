@@ -13,4 +13,4 @@ def command(run: Path) -> None:
     """Draw the curves of the run in the folder RUN (default runs/grok), also while it is still training."""
     from ..training.trainer import draw_run
 
-    click.echo(f"curves: {draw_run(run)}")
+    click.echo(f"curves: {click.format_filename(draw_run(run))}")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click import format_filename as _shown
 
-from ._sections import SectionedCommand, option
+from ._sections import SectionedCommand, device_option, option, setting, threads_option
 
 _TEXT, _MODEL, _LENGTH = "Text", "Model", "Length and saving"
 _LEARNING, _MACHINE = "Learning", "Machine"
@@ -23,7 +24,7 @@ def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
             raise click.BadParameter(f"{value!r} is not of the form NAME=VALUE, such as num_layers=4")
         try:
             result[name.strip()] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two for what is nested too deeply
             result[name.strip()] = text
     return result
 
@@ -53,7 +54,7 @@ def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     metavar="NAME=VALUE",
     help="Change one of the model's settings, such as num_layers=4; may be given several times.",
 )
-@option(_MODEL, "--context", type=click.IntRange(1), default=256, help="Tokens that the model sees at once.")
+@option(_MODEL, "--context", type=setting("context"), default=256, help="Tokens that the model sees at once.")
 @option(
     _MODEL,
     "--dtype",
@@ -64,13 +65,13 @@ def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
 @option(
     _LENGTH,
     "--minutes",
-    type=click.FloatRange(0, min_open=True),
+    type=setting("minutes"),
     help="Train for this long.  [default: 3]",
 )
 @option(
     _LENGTH,
     "--steps",
-    type=click.IntRange(1),
+    type=setting("steps"),
     help="Train for this many steps instead. Only then does --resume repeat an uninterrupted run bit for bit, since "
     "with --minutes the learning rate follows the clock.",
 )
@@ -89,52 +90,53 @@ def _override(ctx: click.Context, parameter: click.Parameter, values: tuple[str,
     is_flag=True,
     help="End with exit status 1 unless the held-out loss is below the unigram baseline.",
 )
-@option(_LENGTH, "--save-every", type=click.IntRange(1), help="Steps between checkpoints.  [default: 10 per run]")
-@option(_LENGTH, "--keep", type=click.IntRange(1), default=2, help="How many checkpoints to keep.")
-@option(_LENGTH, "--eval-every", type=click.IntRange(1), help="Steps between validations.  [default: 20 per run]")
-@option(_LENGTH, "--eval-batches", type=click.IntRange(1), default=8, help="Batches per validation.")
-@option(_LEARNING, "--batch", type=click.IntRange(1), default=8, help="Sequences per step.")
-@option(_LEARNING, "--lr", type=click.FloatRange(0, min_open=True), default=3e-3, help="Highest learning rate.")
+@option(_LENGTH, "--save-every", type=setting("save_every"), help="Steps between checkpoints.  [default: 10 per run]")
+@option(_LENGTH, "--keep", type=setting("keep"), default=2, help="How many checkpoints to keep.")
+@option(_LENGTH, "--eval-every", type=setting("eval_every"), help="Steps between validations.  [default: 20 per run]")
+@option(_LENGTH, "--eval-batches", type=setting("eval_batches"), default=8, help="Batches per validation.")
+@option(_LEARNING, "--batch", type=setting("batch"), default=8, help="Sequences per step.")
+@option(_LEARNING, "--lr", type=setting("lr"), default=3e-3, help="Highest learning rate.")
 @option(
     _LEARNING,
     "--warmup",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=setting("warmup"),
     default=0.05,
     help="Share of the run in which the learning rate rises; then it falls along a cosine.",
 )
 @option(
     _LEARNING,
     "--floor",
-    type=click.FloatRange(0, 1),
+    type=setting("floor"),
     default=0.1,
     help="Last learning rate, as a share of --lr.",
 )
-@option(_LEARNING, "--weight-decay", type=click.FloatRange(0), default=0.1, help="AdamW's, on matrices only.")
-@option(_LEARNING, "--beta1", type=click.FloatRange(0, 1, max_open=True), default=0.9, help="AdamW's.")
-@option(_LEARNING, "--beta2", type=click.FloatRange(0, 1, max_open=True), default=0.95, help="AdamW's.")
+@option(_LEARNING, "--weight-decay", type=setting("weight_decay"), default=0.1, help="AdamW's, on matrices only.")
+@option(_LEARNING, "--beta1", type=setting("beta1"), default=0.9, help="AdamW's.")
+@option(_LEARNING, "--beta2", type=setting("beta2"), default=0.95, help="AdamW's.")
 @option(
     _LEARNING,
     "--clip",
-    type=click.FloatRange(0, min_open=True),
+    type=setting("clip"),
     default=1.0,
     help="Largest global norm of the gradients; larger ones are scaled down to it.",
 )
 @option(
     _LEARNING,
     "--load-balance",
-    type=click.FloatRange(0),
+    type=setting("load_balance"),
     default=0.01,
     help="Weight of the loss that spreads tokens evenly over experts.",
 )
 @option(
     _LEARNING,
     "--z-loss",
-    type=click.FloatRange(0),
+    type=setting("z_loss"),
     default=0.001,
     help="Weight of the loss that keeps the router's logits small.",
 )
-@option(_LEARNING, "--seed", type=click.IntRange(0, 2**63 - 1), default=0, help="Of the first weights and the batches.")
-@option(_MACHINE, "--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's choice]")
+@option(_LEARNING, "--seed", type=setting("seed"), default=0, help="Of the first weights and the batches.")
+@device_option(_MACHINE)
+@threads_option(_MACHINE)
 @option(
     _MACHINE,
     "--backend",
@@ -182,9 +184,9 @@ def command(ctx: click.Context, **values: Any) -> None:
 
     out = values["out"]
     summary = train(out, settings, resume=values["resume"], overwrite=values["overwrite"], show=OnConsole())
-    click.echo(f"{summary.steps} steps in {duration(summary.elapsed)}; saved {summary.checkpoint}")
+    click.echo(f"{summary.steps} steps in {duration(summary.elapsed)}; saved {_shown(summary.checkpoint)}")
     if summary.stopped is not None:
-        again = "" if out == Path("runs/grok") else f" --out {out}"
+        again = "" if out == Path("runs/grok") else f" --out {_shown(out)}"
         click.echo(f"stopped by {summary.stopped.name}; `grokkernels train{again} --resume` continues")
         ctx.exit(128 + summary.stopped)
     if summary.held_out_loss is not None:
@@ -193,6 +195,6 @@ def command(ctx: click.Context, **values: Any) -> None:
             f"held-out loss {summary.held_out_loss:.3f}, unigram baseline {summary.unigram_loss:.3f} nats per token: "
             f"{abs(gain):.3f} {'below' if gain >= 0 else 'ABOVE'} it"
         )
-    click.echo(f"curves: {summary.picture}")
+    click.echo(f"curves: {_shown(summary.picture)}")
     if values["require_below_unigram"] and not (summary.held_out_loss or float("inf")) < summary.unigram_loss:
         raise click.ClickException("the held-out loss is not below the unigram baseline: train longer")

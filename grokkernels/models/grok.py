@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -78,6 +79,8 @@ class GrokConfig:
                 raise TypeError(f"{name} must be an int, got {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+            if value >= 1 << 63:
+                raise ValueError(f"{name} must be below 2^63, got {value}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads = {self.num_kv_heads}, got {self.num_heads}"
@@ -95,8 +98,9 @@ class GrokConfig:
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise TypeError(f"{name} must be a number, got {value!r}")
             least = "above 0" if name in _POSITIVE else "at least 0"
-            if not math.isfinite(value) or value < 0 or (name in _POSITIVE and value == 0):
+            if not 0 <= value <= sys.float_info.max or (name in _POSITIVE and value == 0):
                 raise ValueError(f"{name} must be finite and {least}, got {value!r}")
+            object.__setattr__(self, name, float(value))  # torch takes no integer above 2^63
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if not isinstance(self.tie_embeddings, bool):
@@ -527,6 +531,7 @@ class Grok(nn.Module):
 
         Raises:
             TypeError, ValueError: at once, not at the first token.
+            FloatingPointError: the model gives logits that are no numbers.
         """
         self._check_ids("prompt", prompt)
         if prompt.shape[0] != 1:
@@ -557,6 +562,10 @@ class Grok(nn.Module):
             with torch.no_grad():  # never held over a yield, where the caller's code runs
                 y, _ = self._features(tokens, cache)
                 logits = self._logits(y[0, -1]).cpu()
+                if not logits.isfinite().all():
+                    raise FloatingPointError(
+                        "the model's logits are not all finite: its weights or multipliers are wrong"
+                    )
                 if temperature == 0:
                     token = int(logits.argmax())
                 else:
@@ -643,13 +652,15 @@ def probabilities(
     if temperature == 0:
         return F.one_hot(logits.argmax(), logits.shape[0]).float()
     logits = logits.float()
+    temperature = max(temperature, torch.finfo(torch.float32).tiny)  # a smaller one would be divided by as 0
     # The largest becomes 0 first: the smallest temperatures then overflow to -inf, which is probability 0, not NaN.
     scaled, order = ((logits - logits.max()) / temperature).sort(descending=True, stable=True)
     if top_k:
         scaled[top_k:] = -torch.inf
     p = scaled.softmax(0)
-    before = p.cumsum(0) - p  # what the likelier tokens hold together
-    p = p.masked_fill(before >= top_p, 0)
+    outside = p.cumsum(0) - p >= top_p  # by what the likelier tokens hold together
+    outside[0] = False  # also where top_p is too small for float32
+    p = p.masked_fill(outside, 0)
     return torch.zeros_like(p).scatter(0, order, p / p.sum())
 
 

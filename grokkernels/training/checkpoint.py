@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
+import sys
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import UserError
-from .files import open_replacing, remove_temporaries
+from .files import open_replacing, parse_json, remove_temporaries
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +37,17 @@ _DTYPES = {
     "int8": "I8",
     "uint8": "U8",
     "bool": "BOOL",
+}
+# What the header must have, and of which kinds; bool counts as none of them.
+_FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "step": ((int,), "a number of steps"),
+    "elapsed": ((int, float), "a number of seconds"),
+    "tokenizer": ((str,), "a tokenizer's kind"),
+    "data": ((str,), "the name of the text"),
+    "settings": ((dict,), "an object"),
+    "config": ((dict,), "an object"),
+    "optimizer": ((dict,), "an object"),
+    "crc32": ((dict,), "an object"),
 }
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
@@ -60,11 +73,12 @@ def file_name(step: int) -> str:
 def save(directory: Path, step: int, tensors: dict[str, torch.Tensor], about: dict[str, Any], keep: int = 2) -> Path:
     """Write the checkpoint of `step` into `directory`, then delete all but the newest `keep`.
 
+    Tensors may be on any device; the file does not tell. `about` holds what `load` asks for but step and crc32.
     Whenever the process dies, every file with a checkpoint's name is complete. Call it from one process at a time.
     """
     directory.mkdir(parents=True, exist_ok=True)
     remove_temporaries(directory)
-    tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {**about, "format": _FORMAT, "step": step, "crc32": {name: _crc(t) for name, t in tensors.items()}}
     path = directory / file_name(step)
     with open_replacing(path) as file:
@@ -98,21 +112,21 @@ def resolve(path: str | Path) -> Path:
 
 
 def load(path: Path, prefixes: Iterable[str] = ("",)) -> Checkpoint:
-    """Read a checkpoint, or only the tensors whose names start with one of `prefixes`, and check every byte of it."""
+    """Read a checkpoint, or only the tensors whose names start with one of `prefixes`, and check every byte of it.
+
+    The header has all its fields, of their kinds; what is inside of settings, config and optimizer is their readers'.
+    Tensors are on the CPU.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            if not isinstance(about, dict):
-                raise UserError(f"{path} is a safetensors file but not a checkpoint of `grokkernels train`")
-            if about.get("format") != _FORMAT:
-                raise UserError(
-                    f"{path} has the format {about.get('format')!r} and this version of grokkernels reads {_FORMAT!r}"
-                )
+            about = _checked(parse_json((file.metadata() or {}).get(_KEY, "null")), path)
             names = [name for name in file.keys() if name.startswith(tuple(prefixes))]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is not a complete checkpoint ({error})") from None
     except OSError as error:
         raise UserError(f"cannot read the checkpoint {path}: {error.strerror or error}") from None
@@ -120,6 +134,27 @@ def load(path: Path, prefixes: Iterable[str] = ("",)) -> Checkpoint:
         if about["crc32"].get(name) != _crc(tensor):
             raise UserError(f"{path} is damaged: the checksum of {name} does not match; use an earlier checkpoint")
     return Checkpoint(tensors, about, path)
+
+
+def _checked(about: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(about, dict):
+        raise UserError(f"{path} is a safetensors file but not a checkpoint of `grokkernels train`")
+    if about.get("format") != _FORMAT:
+        found = reprlib.repr(about.get("format"))
+        raise UserError(f"{path} has the format {found} and this version of grokkernels reads {_FORMAT!r}")
+    for name, (kinds, words) in _FIELDS.items():
+        if name not in about:
+            raise UserError(f"{path} is not a complete checkpoint (its header has no {name})")
+        value = about[name]
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        if fits and isinstance(value, (int, float)):
+            fits = 0 <= value <= sys.float_info.max
+        if not fits:
+            raise UserError(
+                f"{path} is not a complete checkpoint (its header has {reprlib.repr(value)} where {name}, {words}, "
+                f"belongs)"
+            )
+    return about
 
 
 def _write(file: IO[bytes], tensors: dict[str, torch.Tensor], about: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from .config import Settings
 from .data import Tokens
+from .device import memory_explained, synchronize, to_device
 from .model import make_optimizer, on_backend, weights
 
 if TYPE_CHECKING:
@@ -34,13 +36,15 @@ class StepResult:
 def compare_step(
     model: Grok, settings: Settings, tokens: Tokens, backends: Sequence[str], repeats: int = 5
 ) -> list[StepResult]:
-    """Forward, backward and AdamW on each backend, from the same weights; `model` is left as it was.
+    """Forward, backward and AdamW on each backend, on the model's device, from the same weights.
+
+    `model` is left as it was.
 
     The backends take turns, so that a change of the machine's speed meets all of them.
     """
-    import torch
-
-    inputs, targets = map(torch.from_numpy, tokens.batch(settings.seed, 0, settings.batch, settings.context))
+    device = model.embedding.device
+    batch = tokens.batch(settings.seed, 0, settings.batch, settings.context)
+    inputs, targets = (to_device(array, device) for array in batch)
     runs = {}
     for backend in backends:
         own = copy.deepcopy(model)
@@ -49,19 +53,32 @@ def compare_step(
     times: dict[str, list[float]] = {backend: [] for backend in backends}
     for repeat in range(repeats + 1):
         for backend, (own, optimizer) in runs.items():
-            with on_backend(backend):
+            with on_backend(backend), memory_explained("compare fewer backends at a time"):
+                synchronize(device)
                 began = time.perf_counter()
                 out = own.loss(inputs, targets)
                 aux = settings.load_balance * out.load_balance_loss + settings.z_loss * out.z_loss
                 (out.loss + aux).backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                synchronize(device)
                 seconds = time.perf_counter() - began
             if repeat == 0:
                 first[backend] = out.loss.item(), float(optimizer.grad_norm)
             else:
                 times[backend].append(seconds)
     return [StepResult(b, *first[b], statistics.median(times[b])) for b in backends]
+
+
+def difference(result: StepResult, measure: StepResult) -> float:
+    """How far the loss and the gradient norm of `result` are from those of `measure`, the larger one, relative.
+
+    Infinite where any of them is not finite.
+    """
+    pairs = [(result.loss, measure.loss), (result.grad_norm, measure.grad_norm)]
+    if not all(math.isfinite(value) for pair in pairs for value in pair):
+        return math.inf
+    return max(abs(value - right) / max(abs(right), 1e-30) for value, right in pairs)
 
 
 def weights_that_learn(model: Grok) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 Documents are read twice: once to check and hash them, which names the cache file, and, if that file is not there yet,
 once more to write it. The cache file is one header of 4096 bytes (JSON) and the ids: training documents first, then
-the held-out ones, each document followed by the tokenizer's separator.
+the held-out ones, each document followed by the tokenizer's separator. The header holds a CRC-32 of all that follows
+and of itself, which is checked whenever the file is opened.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import hashlib
 import json
 import os
 import sysconfig
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .errors import UserError
-from .files import open_replacing
+from .files import open_replacing, parse_json
 from .tokenizer import Tokenizer, check_ids, fingerprint
 
 HELD_OUT = 0.05  # share of the text kept for validation
 _HEADER = 4096
-_FORMAT = "grokkernels tokens 1"
+_FORMAT = "grokkernels tokens 1"  # how text becomes tokens: part of the name that a checkpoint remembers
+_LAYOUT = 2  # of the cache file: part of the file's name
 # Parts of the standard library that are not prose-like source: other people's packages, tests, tables of characters.
 _NOT_SOURCE = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
 
@@ -100,7 +104,7 @@ def prepare(paths: Sequence[str], tokenizer: Tokenizer, cache: Path | None = Non
     name = hashlib.sha256(
         b"".join([_FORMAT.encode(), fingerprint(tokenizer).encode(), *(document.digest for document in documents)])
     ).hexdigest()
-    path = cache / f"{name[:32]}.tokens"
+    path = cache / f"{name[:32]}.{_LAYOUT}.tokens"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         _write(path, documents, tokenizer, name)
@@ -217,6 +221,7 @@ def _write(path: Path, documents: list[Document], tokenizer: Tokenizer, name: st
     with open_replacing(path) as file:
         file.write(b"\0" * _HEADER)
         lengths = []
+        crc = 0
         for part in _split(documents):
             length = 0
             for document, first, end in part:
@@ -225,8 +230,9 @@ def _write(path: Path, documents: list[Document], tokenizer: Tokenizer, name: st
                     raise UserError(f"{document.path} changed while it was read: run again")
                 ids = tokenizer.encode(content[first:end].decode("utf-8"))
                 check_ids(ids, tokenizer)
-                file.write(ids.astype(dtype, copy=False).tobytes())
-                file.write(separator.tobytes())
+                for piece in (ids.astype(dtype, copy=False).tobytes(), separator.tobytes()):
+                    file.write(piece)
+                    crc = zlib.crc32(piece, crc)
                 length += len(ids) + 1
             lengths.append(length)
         header = {
@@ -239,20 +245,28 @@ def _write(path: Path, documents: list[Document], tokenizer: Tokenizer, name: st
             "documents": len(documents),
         }
         file.seek(0)
-        file.write(json.dumps(header).encode().ljust(_HEADER, b"\n"))
+        file.write(json.dumps({**header, "crc32": _with_header(crc, header)}).encode().ljust(_HEADER, b"\n"))
+
+
+def _with_header(crc: int, header: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(header).encode(), crc)
 
 
 def _open(path: Path, name: str, skipped: int) -> Tokens:
     damaged = UserError(f"the token cache {path} is damaged: delete it and run again")
     try:
         with open(path, "rb") as file:
-            header = json.loads(file.read(_HEADER))
-        dtype, train, held_out = np.dtype(header["dtype"]), header["train"], header["held_out"]
-        if header["name"] != name or path.stat().st_size != _HEADER + dtype.itemsize * (train + held_out):
+            header = parse_json(file.read(_HEADER))
+            crc = 0
+            while piece := file.read(1 << 20):
+                crc = zlib.crc32(piece, crc)
+        # The checksum is that of a header that this module wrote: what it covers need not be checked one by one.
+        if header.pop("crc32") != _with_header(crc, header) or header["name"] != name:
             raise damaged
-        ids = np.memmap(path, dtype=dtype, mode="r", offset=_HEADER)
+        ids = np.memmap(path, dtype=np.dtype(header["dtype"]), mode="r", offset=_HEADER)
+        train = header["train"]
         return Tokens(ids[:train], ids[train:], name, header["vocab_size"], header["documents"], skipped, path)
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise damaged from None
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from . import device as devices
 from . import tokenizer as tokenizers
 from .checkpoint import Checkpoint
 from .config import Settings
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from ..models.grok import Grok
+    from ..models.grok import Grok, GrokConfig
 
 
-def create(settings: Settings, vocab_size: int) -> Grok:
-    """A model with freshly drawn weights (by `settings.seed`), float32, for a vocabulary of `vocab_size` tokens."""
+def create(settings: Settings, vocab_size: int, device: torch.device | None = None) -> Grok:
+    """A model with freshly drawn weights (by `settings.seed`), float32, for a vocabulary of `vocab_size` tokens.
+
+    They are drawn on the CPU, so that a seed means the same weights on every device (the CPU unless given).
+    """
     import torch
 
     from ..models.grok import Grok, GrokConfig
@@ -38,47 +41,109 @@ def create(settings: Settings, vocab_size: int) -> Grok:
             )
         if config.max_position < settings.context:
             config = dataclasses.replace(config, max_position=settings.context)
-        _check_memory(config.num_parameters())
-        torch.manual_seed(settings.seed)
-        return Grok(config)
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"the model settings do not fit together: {error}") from None
+    device = device or torch.device("cpu")
+    check_memory(config, torch.device("cpu"))
+    check_memory(config, device, settings)
+    torch.manual_seed(settings.seed)
+    with devices.memory_explained("choose a smaller --preset"):
+        return Grok(config, device="cpu", dtype=torch.float32).to(device)
 
 
-def _check_memory(parameters: int) -> None:
-    """Refuse a model whose training state alone exceeds this machine's memory, before the kernel kills us for it."""
-    need = 16 * parameters  # weight, gradient and two moments, four bytes each
-    have = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if need > have:
+def check_memory(config: GrokConfig, device: torch.device, settings: Settings | None = None) -> None:
+    """Refuse a model that the device's memory cannot hold, before the system kills us for it.
+
+    With `settings` it is to be trained by them: the optimizer's state counts then, and what a step keeps at the least,
+    the two residual streams of each layer.
+    """
+    have = devices.memory(device)
+    parameters = config.num_parameters()
+    tables = 8 * config.max_position * config.head_dim  # the rotary cos and sin, and what they are made from
+    # A weight has four bytes; its gradient and two moments have as many each.
+    model = (16 if settings is not None else 4) * parameters + tables
+    if model > have:
+        what = "training" if settings is not None else "a model of"
         raise UserError(
-            f"training {parameters / 1e9:.1f} billion parameters needs {need / 2**30:,.0f} GiB of memory and this "
-            f"machine has {have / 2**30:,.0f}: choose a smaller --preset"
+            f"{what} {parameters / 1e9:.1f} billion parameters and {config.max_position:,} positions needs "
+            f"{model / 2**30:,.0f} GiB of memory and there are {have / 2**30:,.0f}: choose a smaller --preset"
+        )
+    if settings is None:
+        return
+    tokens = settings.batch * settings.context
+    step = tokens * (16 + 2 * 4 * config.d_model * config.num_layers)
+    if model + step > have:
+        raise UserError(
+            f"a step of {settings.batch:,} x {settings.context:,} tokens needs at least {step / 2**30:,.0f} GiB of "
+            f"memory beside the model's {model / 2**30:,.1f} and there are {have / 2**30:,.0f}: choose a smaller "
+            f"--batch or --context"
         )
 
 
-def restore(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> tuple[Grok, tokenizers.Tokenizer]:
-    """The model of a checkpoint, in `dtype` (the run's own if None), and its tokenizer."""
+def rehearse(model: Grok, device: torch.device) -> None:
+    """Run the model on one token, so that what its ops refuse is told before any work."""
+    import torch
+
+    token = torch.zeros((1, 1), dtype=torch.int64, device=device)
+    try:
+        with torch.no_grad():
+            model.loss(token, token)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise UserError(f"this model cannot run: {error}") from None
+
+
+def restore_settings(checkpoint: Checkpoint) -> Settings:
+    """The settings of the run that wrote a checkpoint."""
+    try:
+        return Settings.from_dict(checkpoint.about["settings"])
+    except UserError as error:
+        raise UserError(f"{checkpoint.path} holds settings that this version cannot take: {error}") from None
+
+
+def restore(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> tuple[Grok, tokenizers.Tokenizer]:
+    """The model of a checkpoint, and its tokenizer; in the run's own dtype and on the CPU unless given."""
     import torch
 
     from ..models.grok import Grok, GrokConfig
 
+    device = device or torch.device("cpu")
     try:
         config = GrokConfig.from_dict(checkpoint.about["config"])
-        model = Grok(config, dtype=dtype or getattr(torch, checkpoint.about["settings"]["dtype"]))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{checkpoint.path} describes a model that this version cannot build: {error}") from None
+    # The file's size bounds the model's, before anything is allocated for it.
+    described, held = config.num_parameters(), sum(t.numel() for t in checkpoint.part("model").values())
+    if described != held:
+        raise UserError(
+            f"{checkpoint.path} belongs to another model: its header describes {described:,} parameters and it holds "
+            f"{held:,}"
+        )
+    check_memory(config, device)
+    words = restore_tokenizer(checkpoint)
+    if words.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{checkpoint.path} does not fit together: its tokenizer has {words.vocab_size:,} ids and its model "
+            f"{config.vocab_size:,}"
+        )
+    own = getattr(torch, restore_settings(checkpoint).dtype)
+    with devices.memory_explained("choose another --device"):
+        model = Grok(config, device="meta", dtype=dtype or own).to_empty(device=device)
     load_weights(weights(model), checkpoint)
-    return model, restore_tokenizer(checkpoint)
+    return model, words
 
 
 def restore_tokenizer(checkpoint: Checkpoint) -> tokenizers.Tokenizer:
     """The tokenizer that a checkpoint carries."""
-    source = checkpoint.tensors.get("tokenizer")
-    return tokenizers.build(
-        checkpoint.about["tokenizer"], b"" if source is None else source.numpy().tobytes(), str(checkpoint.path)
-    )
+    import torch
+
+    source = checkpoint.tensors.get("tokenizer", torch.empty(0, dtype=torch.uint8))
+    if source.dtype != torch.uint8:
+        raise UserError(f"{checkpoint.path} is damaged: its tokenizer is {source.dtype} where bytes belong")
+    return tokenizers.build(checkpoint.about["tokenizer"], source.numpy().tobytes(), str(checkpoint.path))
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -89,22 +154,38 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_weights(own: dict[str, torch.Tensor], checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's weights into those of a model (see `weights`), whose names and shapes must be the same."""
+    """Copy a checkpoint's float32 weights into those of a model (see `weights`) of the same names and shapes."""
     import torch
 
     saved = checkpoint.part("model")
-    if saved.keys() != own.keys():
-        name = min(saved.keys() ^ own.keys())
-        where = "the model has no such weight" if name in saved else "it is missing there"
-        raise UserError(f"{checkpoint.path} belongs to another model: {name!r}: {where}")
+    check_tensors(saved, {name: tensor.shape for name, tensor in own.items()}, checkpoint)
     with torch.no_grad():
         for name, tensor in own.items():
-            if tensor.shape != saved[name].shape:
-                raise UserError(
-                    f"{checkpoint.path} belongs to another model: {name!r} has the shape {tuple(saved[name].shape)} "
-                    f"there and {tuple(tensor.shape)} here"
-                )
             tensor.copy_(saved[name])
+
+
+def check_tensors(saved: dict[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], checkpoint: Checkpoint) -> None:
+    """Refuse tensors of a checkpoint that are not those of `shapes`, float32 and finite."""
+    import torch
+
+    if saved.keys() != shapes.keys():
+        name = min(saved.keys() ^ shapes.keys())
+        where = "has no place here" if name in saved else "is missing there"
+        raise UserError(f"{checkpoint.path} belongs to another model: {name!r} {where}")
+    for name, shape in shapes.items():
+        tensor = saved[name]
+        if tuple(tensor.shape) != tuple(shape):
+            raise UserError(
+                f"{checkpoint.path} belongs to another model: {name!r} has the shape {tuple(tensor.shape)} there and "
+                f"{tuple(shape)} here"
+            )
+        if tensor.dtype != torch.float32:
+            raise UserError(f"{checkpoint.path} is damaged: {name!r} is {tensor.dtype} where torch.float32 belongs")
+        if not tensor.isfinite().all():
+            raise UserError(
+                f"{checkpoint.path} is of no use: {name!r} holds values that are not finite; delete that file to go "
+                f"on from an earlier checkpoint"
+            )
 
 
 def make_optimizer(parameters: dict[str, torch.Tensor], settings: Settings) -> torch.optim.Optimizer:
@@ -128,7 +209,10 @@ def on_backend(name: str | None) -> Iterator[None]:
         yield
         return
     import grokkernels
+    from grokkernels.dispatch import BACKENDS
 
+    if name not in BACKENDS:
+        raise UserError(f"--backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     try:
         with grokkernels.use(name):
             yield

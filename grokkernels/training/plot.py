@@ -25,7 +25,8 @@ def draw(records: Sequence[dict[str, Any]], path: Path, *, unigram: float | None
 
     steps = np.array([r["step"] for r in records])
     figure, ((losses, speed), (experts, layers)) = pyplot.subplots(2, 2, figsize=(13, 8.5), layout="constrained")
-    figure.suptitle(title)
+    printable = title.encode("utf-8", "replace").decode()  # a folder's name may be no text at all
+    figure.suptitle(printable, parse_math=False)
 
     train = _column(records, "loss")
     losses.plot(steps, train, color="tab:blue", alpha=0.25, linewidth=0.8, label="training, each step")

@@ -63,13 +63,16 @@ class ByteTokenizer:
 
 
 class ByteDecoder:
-    """Holds the bytes of an unfinished UTF-8 character back; an invalid byte becomes the replacement character."""
+    """Holds the bytes of an unfinished UTF-8 character back.
+
+    An invalid byte, or an id beyond the bytes (a model may have more), becomes the replacement character.
+    """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
-        return self._decoder.decode(bytes((token,)))
+        return self._decoder.decode(bytes((token if token < 256 else 0xFF,)))
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -114,18 +117,20 @@ class SentencePieceTokenizer:
             import sentencepiece
         except ModuleNotFoundError:
             raise UserError(f"reading {name} needs the package 'sentencepiece': pip install sentencepiece") from None
+        if not source:  # the library would take it for no model yet
+            raise UserError(f"{name} is not a SentencePiece model (it is empty)")
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=source)
+            known = [i for i in (self._model.eos_id(), self._model.bos_id()) if i >= 0]
+            self._pieces = self._model.get_piece_size()
         except Exception as error:  # the library raises RuntimeError or its own, by version
             raise UserError(f"{name} is not a SentencePiece model ({_first_line(error)})") from None
-        self.source = source
-        known = [i for i in (self._model.eos_id(), self._model.bos_id()) if i >= 0]
-        self._pieces = self._model.get_piece_size()
+        self.source, self._name = source, name
         self.separator = known[0] if known else self._pieces
-        self.vocab_size = max(self._pieces, self.separator + 1)
+        self.vocab_size = _checked_size(max(self._pieces, self.separator + 1), name)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.asarray(self._model.encode(text), dtype=np.uint32)
+        return _ids(lambda: self._model.encode(text), self._name)
 
     def decoder(self) -> Decoder:
         return PieceDecoder(lambda ids: self._model.decode([i for i in ids if i < self._pieces]))
@@ -144,16 +149,16 @@ class JsonTokenizer:
             raise UserError(f"reading {name} needs the package 'tokenizers': pip install tokenizers") from None
         try:
             self._model: Any = tokenizers.Tokenizer.from_buffer(source)
+            ids = self._model.get_vocab(with_added_tokens=True)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{name} is not a file of the tokenizers library ({_first_line(error)})") from None
-        self.source = source
-        ids = self._model.get_vocab(with_added_tokens=True)
+        self.source, self._name = source, name
         pieces = max(ids.values(), default=-1) + 1
         self.separator = next((ids[end] for end in self._ENDS if end in ids), pieces)
-        self.vocab_size = max(pieces, self.separator + 1)
+        self.vocab_size = _checked_size(max(pieces, self.separator + 1), name)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.asarray(self._model.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        return _ids(lambda: self._model.encode(text, add_special_tokens=False).ids, self._name)
 
     def decoder(self) -> Decoder:
         return PieceDecoder(lambda ids: self._model.decode(ids, skip_special_tokens=True))
@@ -191,6 +196,21 @@ def check_ids(ids: Sequence[int] | np.ndarray, tokenizer: Tokenizer) -> None:
         raise UserError(
             f"the tokenizer gave id {int(np.max(ids))}, outside its own vocabulary of {tokenizer.vocab_size}"
         )
+
+
+def _checked_size(size: int, name: str) -> int:
+    """A vocabulary's size, if its ids fit into the int32 that a model takes."""
+    if size > 1 << 31:
+        raise UserError(f"the tokenizer {name} has {size:,} ids, separator included: at most 2^31 are supported")
+    return size
+
+
+def _ids(encode: Callable[[], Sequence[int]], name: str) -> np.ndarray:
+    """What `encode` returns, as an array. A vocabulary without its unknown token cannot encode every text."""
+    try:
+        return np.asarray(encode(), dtype=np.uint32)
+    except Exception as error:  # both libraries raise what they like
+        raise UserError(f"the tokenizer {name} cannot encode the text ({_first_line(error)})") from None
 
 
 def _first_line(error: Exception) -> str:

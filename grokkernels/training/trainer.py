@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 import signal
 import threading
 import time
@@ -19,17 +20,19 @@ from . import metrics, plot
 from .checkpoint import Checkpoint
 from .config import Settings
 from .data import Tokens
+from .device import memory_explained, to_device
 from .errors import UserError
-from .files import open_replacing
-from .model import load_weights, make_optimizer, on_backend, weights
+from .files import open_replacing, parse_json
+from .model import check_tensors, load_weights, make_optimizer, on_backend, weights
 from .progress import Silent
 from .schedule import learning_rate
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from ..models.grok import Grok
+    from ..models.grok import Grok, Loss
 
 RUN_FILE = "run.json"
+_STATE = ("step", "exp_avg", "exp_avg_sq")  # the optimizer's tensors of each parameter
 EVALUATIONS, SAVES = 20, 10  # per run, evenly, unless the settings count steps
 
 
@@ -48,7 +51,7 @@ class Summary:
 
 
 class Trainer:
-    """Trains `model` (float32 weights, fresh) on `tokens` into the folder `out`.
+    """Trains `model` (float32 weights, fresh) on `tokens` into the folder `out`, on the device where the model is.
 
     With dtype bfloat16 the forward and backward passes run in bfloat16 on a copy of the weights, while the optimizer
     keeps and updates them in float32, since an update is often smaller than bfloat16 can add.
@@ -66,6 +69,7 @@ class Trainer:
         tokens.check_context(settings.context)
         self.settings, self.tokens, self.tokenizer, self.out = settings, tokens, tokenizer, out
         self.show = show or Silent()
+        self.device = model.embedding.device
         self.masters = weights(model)
         self.model = model if settings.dtype == "float32" else self._in_dtype(model)
         self.parameters = {name: t for name, t in self.masters.items() if t.requires_grad}
@@ -77,7 +81,8 @@ class Trainer:
         self._began: float | None = None
 
     def _in_dtype(self, model: Grok) -> Grok:
-        copy = type(model)(model.config, dtype=getattr(torch, self.settings.dtype))
+        copy = type(model)(model.config, device="meta", dtype=getattr(torch, self.settings.dtype))
+        copy.to_empty(device=self.device)
         self._copies = weights(copy)
         self._copy_weights()
         return copy
@@ -102,11 +107,32 @@ class Trainer:
         s = self.settings
         began = time.perf_counter()
         rate = learning_rate(s.progress(self.step_count + 1, self.elapsed), s.lr, warmup=s.warmup, floor=s.floor)
-        inputs, targets = self.tokens.batch(s.seed, self.step_count, s.batch, s.context)
-        out = self.model.loss(torch.from_numpy(inputs), torch.from_numpy(targets))
-        (out.loss + s.load_balance * out.load_balance_loss + s.z_loss * out.z_loss).backward()
-        loss = out.loss.item()
+        with memory_explained(f"--batch {s.batch} x --context {s.context} tokens do not fit, give fewer"):
+            out = self.update(rate)
+        # The only place where the host waits for the device. A step whose gradients are not finite changed nothing.
+        figures = torch.stack([out.loss, self.optimizer.grad_norm, out.load_balance_loss, out.z_loss])
+        loss, grad_norm, load_balance_loss, z_loss = figures.tolist()
         self._check_finite("the loss", loss)
+        self._check_finite("the norm of the gradients", grad_norm)
+        self.step_count += 1
+        return {
+            "step": self.step_count,
+            "loss": loss,
+            "val_loss": None,
+            "lr": rate,
+            "grad_norm": grad_norm,
+            "load_balance_loss": load_balance_loss,
+            "z_loss": z_loss,
+            "tokens_per_s": s.batch * s.context / (time.perf_counter() - began),
+            "tokens_per_expert": out.tokens_per_expert.tolist(),
+        }
+
+    def update(self, rate: float) -> Loss:
+        """The work of one step at the learning rate `rate`, without reading any of its numbers from the device."""
+        s = self.settings
+        inputs, targets = self.tokens.batch(s.seed, self.step_count, s.batch, s.context)
+        out = self.model.loss(to_device(inputs, self.device), to_device(targets, self.device))
+        (out.loss + s.load_balance * out.load_balance_loss + s.z_loss * out.z_loss).backward()
         if self.model_is_copy:
             for name, parameter in self.parameters.items():
                 gradient = self._copies[name].grad
@@ -115,30 +141,20 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        grad_norm = float(self.optimizer.grad_norm)
-        self._check_finite("the norm of the gradients", grad_norm)
         self.optimizer.zero_grad(set_to_none=True)
         if self.model_is_copy:
             self._copy_weights()
-        self.step_count += 1
-        return {
-            "step": self.step_count,
-            "loss": loss,
-            "val_loss": None,
-            "lr": rate,
-            "grad_norm": grad_norm,
-            "load_balance_loss": out.load_balance_loss.item(),
-            "z_loss": out.z_loss.item(),
-            "tokens_per_s": s.batch * s.context / (time.perf_counter() - began),
-            "tokens_per_expert": out.tokens_per_expert.tolist(),
-        }
+        return out
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
-            raise UserError(
-                f"{what} became {value} at step {self.step_count + 1}: resume from the last checkpoint or start anew "
-                f"with a --lr below {self.settings.lr:g}"
-            )
+            raise UserError(f"{what} became {value} at step {self.step_count + 1}: {self._advice()}")
+
+    def _advice(self) -> str:
+        """How to go on after a run has diverged."""
+        lower = f"a --lr below {self.settings.lr:g}"
+        last = checkpoints.latest(self.out)
+        return f"start anew with {lower}" if last is None else f"go on from {last.name} with --resume and {lower}"
 
     @property
     def model_is_copy(self) -> bool:
@@ -151,26 +167,32 @@ class Trainer:
         s = self.settings
         total = count = 0.0
         for inputs, targets in self.tokens.held_out_batches(s.eval_batches, s.batch, s.context):
-            loss = self.model.loss(torch.from_numpy(inputs), torch.from_numpy(targets)).loss
+            loss = self.model.loss(to_device(inputs, self.device), to_device(targets, self.device)).loss
             total += loss.item() * targets.size
             count += targets.size
         return total / count
 
     def save(self) -> Path:
-        """Write the checkpoint of the current step."""
-        state = self.optimizer.state_dict()
-        names = [name for group in self.optimizer.param_groups for name in self._names(group["params"])]
+        """Write the checkpoint of the current step.
+
+        Errors: UserError, with every earlier checkpoint left as it is, where a tensor holds what is no number.
+        """
         tensors = {f"model/{name}": tensor for name, tensor in self.masters.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{name}/{key}"] = value
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+        if not all(finite):
+            name = list(tensors)[finite.index(False)]
+            raise UserError(
+                f"{name} holds values that are not finite after step {self.step_count}, which is not saved: "
+                f"{self._advice()}"
+            )
         tensors["rng"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["rng_cuda"] = torch.cuda.get_rng_state(self.device)
         if self.tokenizer.source:
             tensors["tokenizer"] = torch.frombuffer(bytearray(self.tokenizer.source), dtype=torch.uint8)
-        scalars: dict[str, dict[str, Any]] = {}
-        for index, values in state["state"].items():
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer/{names[index]}/{key}"] = value
-                else:
-                    scalars.setdefault(names[index], {})[key] = value
         about = {
             "settings": self.settings.to_dict(),
             "config": self.model.config.to_dict(),
@@ -178,10 +200,7 @@ class Trainer:
             "data": self.tokens.name,
             "elapsed": self.elapsed,
             "unigram_loss": self.unigram,
-            "optimizer": {
-                "scalars": scalars,
-                "groups": [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]],
-            },
+            "optimizer": {"groups": self._groups()},
             "torch": torch.__version__,
         }
         return checkpoints.save(self.out, self.step_count, tensors, about, self.settings.keep)
@@ -193,38 +212,57 @@ class Trainer:
                 f"the text or the tokenizer is not what {saved.path} was trained on: "
                 f"give the same --data, or start a new run in another --out folder"
             )
-        own = self.model.config.to_dict()
+        own = _as_saved(self.model.config.to_dict())
         there = saved.about["config"]
-        if json.loads(json.dumps(own)) != there:
-            name = next(n for n in sorted({*own, *there}) if json.loads(json.dumps(own.get(n))) != there.get(n))
+        if own != there:
+            name = next(n for n in sorted({*own, *there}) if own.get(n) != there.get(n))
             raise UserError(
-                f"{saved.path} is of another model: {name} is {there.get(name)} there and {own.get(name)} here"
+                f"{saved.path} is of another model: {name} is {reprlib.repr(there.get(name))} there and "
+                f"{own.get(name)} here"
             )
         load_weights(self.masters, saved)
         if self.model_is_copy:
             self._copy_weights()
         self._restore_optimizer(saved)
-        torch.set_rng_state(saved.tensors["rng"])
+        self._restore_generators(saved)
         self.step_count = saved.about["step"]
         self._elapsed_before = saved.about["elapsed"]
 
     def _restore_optimizer(self, saved: Checkpoint) -> None:
+        """Take over the optimizer's tensors; its groups come from the settings and are only compared."""
+        if _hyperparameters(saved.about["optimizer"].get("groups")) != self._groups():
+            raise UserError(
+                f"{saved.path} was written by an optimizer of other settings than this version makes of the run's: "
+                f"resume it with the version that wrote it"
+            )
+        tensors = saved.part("optimizer")
+        stepped = self.parameters if saved.about["step"] > 0 else {}
+        shapes = {
+            f"{name}/{key}": () if key == "step" else parameter.shape
+            for name, parameter in stepped.items()
+            for key in _STATE
+        }
+        check_tensors(tensors, shapes, saved)
+        if not stepped:
+            return
         state = self.optimizer.state_dict()
-        names = [name for group in self.optimizer.param_groups for name in self._names(group["params"])]
-        values: dict[str, dict[str, Any]] = {name: dict(v) for name, v in saved.about["optimizer"]["scalars"].items()}
-        for path, tensor in saved.part("optimizer").items():
-            name, key = path.rsplit("/", 1)
-            values.setdefault(name, {})[key] = tensor
-        groups = []
-        for own, there in zip(state["param_groups"], saved.about["optimizer"]["groups"], strict=True):
-            kept = {k: tuple(v) if isinstance(v, list) else v for k, v in there.items()}
-            groups.append({**own, **kept, "params": own["params"]})
-        by_index = {index: values[name] for index, name in enumerate(names) if name in values}
-        self.optimizer.load_state_dict({"state": by_index, "param_groups": groups})
-
-    def _names(self, params: list[torch.Tensor]) -> list[str]:
         by_identity = {id(p): name for name, p in self.parameters.items()}
-        return [by_identity[id(p)] for p in params]
+        order = [by_identity[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+        state["state"] = {i: {key: tensors[f"{name}/{key}"] for key in _STATE} for i, name in enumerate(order)}
+        self.optimizer.load_state_dict(state)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """What the settings make of the optimizer's groups, as a checkpoint holds it."""
+        return _hyperparameters(_as_saved(self.optimizer.state_dict()["param_groups"]))
+
+    def _restore_generators(self, saved: Checkpoint) -> None:
+        """Random states of the CPU and, where the run was and is on a CUDA device, of that."""
+        try:
+            torch.set_rng_state(saved.tensors["rng"])
+            if self.device.type == "cuda" and "rng_cuda" in saved.tensors:
+                torch.cuda.set_rng_state(saved.tensors["rng_cuda"], self.device)
+        except (KeyError, RuntimeError, TypeError):
+            raise UserError(f"{saved.path} is damaged: it holds no random state that torch can take") from None
 
     def run(self) -> Summary:
         """Train until the settings' length is reached or a signal asks to stop; save and draw at the end."""
@@ -235,7 +273,9 @@ class Trainer:
             )
         self._describe()
         writer = metrics.MetricsWriter(self.out / metrics.FILE, self.step_count)
-        record: dict[str, Any] = {}
+        if writer.dropped:
+            self.show.say(f"{writer.dropped} lines of {metrics.FILE} that are no records of steps were left out")
+        loss = math.nan
         held_out: float | None = None
         path: Path | None = None
         self._began = time.perf_counter()
@@ -245,6 +285,7 @@ class Trainer:
                 now = self.progress
                 while now < 1.0 and stop.signal is None:
                     record = self.step()
+                    loss = record["loss"]
                     before, now = now, self.progress
                     if self._due(self.settings.eval_every, EVALUATIONS, before, now) and self._affordable(now):
                         held_out = record["val_loss"] = self._timed_evaluation()
@@ -263,9 +304,7 @@ class Trainer:
             self._elapsed_before, self._began = self.elapsed, None
         picture = self.out / plot.FILE
         draw_run(self.out)
-        return Summary(
-            self.step_count, self.elapsed, record["loss"], held_out, self.unigram, path, picture, stop.signal
-        )
+        return Summary(self.step_count, self.elapsed, loss, held_out, self.unigram, path, picture, stop.signal)
 
     def _due(self, every: int | None, times: int, before: float, now: float) -> bool:
         """Whether the step just made reaches a multiple of `every` steps, or of 1 / `times` of the run, or ends it.
@@ -338,13 +377,30 @@ class StopSignals:
             signal.signal(number, handler)
 
 
+def _hyperparameters(groups: Any) -> list[dict[str, Any]]:
+    """Of groups, those that a step depends on, but for the learning rate, which is the schedule's at each step."""
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        return []
+    return [{key: group.get(key) for key in ("betas", "eps", "weight_decay")} for group in groups]
+
+
+def _as_saved(values: Any) -> Any:
+    """The values as they come back from JSON."""
+    return json.loads(json.dumps(values))
+
+
 def draw_run(out: Path) -> Path:
     """Draw the picture of the run in `out` from its files, finished or not."""
     try:
-        about = json.loads((out / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        text = (out / RUN_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
         raise UserError(f"there is no run in {out}: `grokkernels train --out {out}` starts one") from None
-    title = f"{about['settings']['preset']}: {about['parameters'] / 1e6:.2f} million parameters, {out.name}"
+    try:
+        about = parse_json(text)
+        unigram, millions = float(about["unigram_loss"]), float(about["parameters"]) / 1e6
+        title = f"{about['settings']['preset']}: {millions:.2f} million parameters, {out.name}"
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise UserError(f"{out / RUN_FILE} does not describe a run: --resume writes it anew") from None
     picture = out / plot.FILE
-    plot.draw(metrics.read(out / metrics.FILE), picture, unigram=about["unigram_loss"], title=title)
+    plot.draw(metrics.read(out / metrics.FILE), picture, unigram=unigram, title=title)
     return picture
