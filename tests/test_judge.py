@@ -111,7 +111,8 @@ def changed(path: str, known: list[Unit], monkeypatch: pytest.MonkeyPatch) -> se
     [
         (
             "csrc/cuda/flash_attention/scores.cuh",
-            r"(cuda-check|ptx|schedules|table|device|races|bug|no-bug)/.*(flash_attention|keys-are|values-are|first-turn)",
+            r"(cuda-check|ptx|schedules|table|device|races|no-bug)/flash_attention"
+            r"|bug/(keys-are|values-are|nobody|no-fence-(after-the|between-(copied|clearing-(values|queries|keys))))",
         ),
         ("csrc/cpu/norm.h", r"memory/(dual_)?rms_norm|cpp/"),
         ("grokkernels/triton/rotary.py", r"(table|triton-check|triton-ptx|triton-version)/rotary"),
