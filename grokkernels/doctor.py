@@ -70,6 +70,7 @@ def report() -> dict[str, Any]:
             "grokkernels": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "triton": triton.installed(),
         },
         "native": None
         if module is None
@@ -80,7 +81,10 @@ def report() -> dict[str, Any]:
             "torch_oldest": module.torch_target,
         },
         "cpu": cpu,
-        "backends": {name: {"usable": reason is None, "reason": reason} for name, reason in reasons.items()},
+        "backends": {
+            name: {"usable": reason is None, "reason": reason or (triton.untested() if name == "triton" else None)}
+            for name, reason in reasons.items()
+        },
         "settings": {
             name: os.environ.get(name) for name in ("GROKKERNELS_BACKEND", "GROKKERNELS_CPU_LEVEL", "OMP_NUM_THREADS")
         },

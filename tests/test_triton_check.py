@@ -39,6 +39,31 @@ def test_not_within(change: dict, words: str) -> None:
     assert any(words in line for line in triton_check.failures([replace(ONE, **change)], BUDGET))
 
 
+def test_another_release_than_the_budgets() -> None:
+    """Its registers and shared memory are its own; not its instructions, nor what the target has, nor new spills."""
+    known = {ONE.kernel: {ONE.target: 8}}
+    assert triton_check.failures([replace(ONE, registers=99, shared=2048, spills=8)], BUDGET, known) == []
+    for change in ({"spills": 9}, {"tensor": ""}, {"shared": 228 * 1024}):
+        assert len(triton_check.failures([replace(ONE, **change)], BUDGET, known)) == 1
+    assert len(triton_check.failures([replace(ONE, spills=8)], BUDGET, {})) == 1
+
+
+def test_known_spills_read_as_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(triton_check, "SPILLS", tmp_path / "spills.json")
+    assert triton_check.read_spills() == {}
+    other = replace(ONE, target="sm_80", spills=4)
+    triton_check.write_spills([replace(ONE, spills=8), other, replace(ONE, kernel="none")], "3.7.1")
+    triton_check.write_spills([ONE], "3.8.0")
+    assert triton_check.read_spills() == {"3.7": {ONE.kernel: {"sm_80": 4, "sm_90": 8}}, "3.8": {}}
+    triton_check.write_spills([ONE, replace(other, spills=0)], "3.7.2")
+    assert triton_check.read_spills() == {"3.7": {}, "3.8": {}}
+
+
+def test_the_wrong_release() -> None:
+    with pytest.raises(SystemExit, match=r"triton 3\.[0-9.]+ is imported, not 3.0.0"):
+        triton_check.main(["gated_activation", "--version", "3.0.0"])
+
+
 def test_gone() -> None:
     assert triton_check.gone([], BUDGET, ["row"]) == [ONE.kernel]
     assert triton_check.gone([], BUDGET, ["another"]) == []
@@ -47,9 +72,9 @@ def test_gone() -> None:
 
 def test_the_file_reads_as_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(triton_check, "BUDGET", tmp_path / "budget.json")
-    assert triton_check.read() == {}
+    assert triton_check.read() == (None, {})
     triton_check.write(BUDGET, "3.9.0")
-    assert triton_check.read() == BUDGET
+    assert triton_check.read() == ("3.9", BUDGET)
     assert [path.name for path in tmp_path.iterdir()] == ["budget.json"]
 
 

@@ -36,7 +36,6 @@ TARGETS = {
 DTYPES = (torch.float32, torch.bfloat16)  # float16 takes the same instructions as bfloat16
 # What a target's matrix units are asked with, the newest first.
 TENSOR = ("tcgen05.mma", "wgmma.mma_async", "mma.sync", "v_mfma")
-FOLDER = Path(column.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,6 @@ class Compiled:
     spills: int  # NVIDIA: bytes stored and loaded; AMD: registers
     shared: int  # bytes
     tensor: str  # "mma.sync", or empty
-
-
-def rows() -> list[str]:
-    """The ops with Triton kernels."""
-    return sorted(path.stem for path in FOLDER.glob("*.py") if "def example_calls" in path.read_text(encoding="utf-8"))
 
 
 def launches(op: str) -> dict[str, Launch]:

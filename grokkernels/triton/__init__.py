@@ -8,30 +8,54 @@ about bfloat16); without it they compile for the GPU of the tensors, NVIDIA, AMD
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# Releases whose compiler and interpreter the tests of this column were run with.
-TESTED = ("3.9",)
+# Releases that the tests of this column were run with: an older one is refused, a newer one tried with a warning.
+TESTED = ("3.6", "3.7", "3.8", "3.9")
+# By whose names Triton comes: its own, and those of torch's builds for AMD's and Intel's GPUs.
+DISTRIBUTIONS = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorch-triton-xpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 # Where kernels run that Triton compiles: CUDA and ROCm both call themselves cuda.
 DEVICES = ("cuda", "xpu")
 
 
+def installed() -> str | None:
+    """The version of Triton that is installed."""
+    for name in DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def release(name: str) -> tuple[int, ...]:
+    """ "3.10.1+git" -> (3, 10): what decides."""
+    return tuple(int(number) for number in re.findall(r"\d+", name)[:2])
+
+
 @cache
 def load_error() -> str | None:
     """Why the column cannot be loaded here, as a sentence; None when it can."""
-    try:
-        found = version("triton")
-    except PackageNotFoundError:
+    found = installed()
+    if found is None:
         return "triton is not installed: pip install 'grokkernels[triton]'"
-    if ".".join(found.split(".")[:2]) not in TESTED:
-        allowed = " and ".join(f"{release}.*" for release in TESTED)
-        return f"triton {found} is installed; this release of grokkernels is tested with {allowed}"
+    if release(found) < release(TESTED[0]):
+        return f"triton {found} is installed; grokkernels needs {TESTED[0]} or newer"
     return None
+
+
+def untested() -> str | None:
+    """What is to be known of a release newer than those tested; None for these."""
+    found = installed()
+    if found is None or release(found) <= release(TESTED[-1]):
+        return None
+    return f"triton {found} is newer than {TESTED[-1]}, the newest release that this grokkernels was tested with"
 
 
 def device_reason(device: str) -> str | None:

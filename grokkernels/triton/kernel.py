@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from typing import Any
 import torch
 import triton
 
-from grokkernels.triton import INTERPRETED, interpreter
+from grokkernels.triton import INTERPRETED, interpreter, untested
 
 if INTERPRETED:
     interpreter.mend()
+if (words := untested()) is not None:
+    warnings.warn(words, stacklevel=1)
 
 # Options of a launch that are the compiler's, not the kernel's.
 OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")

@@ -145,7 +145,7 @@ def rows_of_tile(index_ptr, targets_ptr, first, count, targets_stride, V: tl.con
     there = slot < count
     row = tl.load(index_ptr + slot, there, 0).to(tl.int64)
     target = tl.load(targets_ptr + row * targets_stride, there, -1).to(tl.int64)
-    return there, row, tl.where((target >= 0) & (target < V), target, -1).to(tl.int32)
+    return there, row, tl.where((target >= 0) & (target < V), target.to(tl.int32), -1)
 
 
 @kernel

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from grokkernels.triton import INTERPRETED
+from grokkernels.triton import INTERPRETED, release
 from grokkernels.triton.tuning import Config
 
 # Rows of tiles that go over the columns together, so that programs at work share operands in the L2 cache.
@@ -105,10 +105,10 @@ def configs(dtype: torch.dtype, cols: int, depth: int, rows: int = 64) -> tuple[
         return (interpreted(cols, depth, rows),)
     if dtype == torch.float32:  # three tf32 products: the parts of the operands take registers
         return (Config({"BM": 128, "BN": 64, "BK": 32}, num_warps=8, num_stages=3),)
-    return (
-        Config({"BM": 128, "BN": 128, "BK": 64}, num_warps=8, num_stages=3),
-        Config({"BM": 128, "BN": 256, "BK": 32}, num_warps=8, num_stages=3),
-    )
+    square = Config({"BM": 128, "BN": 128, "BK": 64}, num_warps=8, num_stages=3)
+    if cols % 8 and release(triton.__version__) < (3, 8):  # rows that are not whole vectors: a wide tile would spill
+        return (square,)
+    return square, Config({"BM": 128, "BN": 256, "BK": 32}, num_warps=8, num_stages=3)
 
 
 def interpreted(cols: int, depth: int, rows: int = 64) -> Config:

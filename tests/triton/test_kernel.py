@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata as metadata
+import os
 import subprocess
 import sys
 from typing import Any
@@ -67,17 +69,54 @@ def test_parameters_have_types() -> None:
         kernel(untyped)
 
 
-def test_a_release_that_is_not_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_release_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """The column says so and the rest works."""
-    monkeypatch.setattr(column, "version", lambda name: "2.1.0")
+    monkeypatch.setattr(column, "version", lambda name: "3.5.1")
     column.load_error.cache_clear()
     try:
-        assert column.load_error() == "triton 2.1.0 is installed; this release of grokkernels is tested with 3.9.*"
-        with pytest.raises(ValueError, match=r"rms_norm cannot run on backend 'triton': triton 2.1.0 is installed"):
+        assert column.load_error() == "triton 3.5.1 is installed; grokkernels needs 3.6 or newer"
+        with pytest.raises(ValueError, match=r"rms_norm cannot run on backend 'triton': triton 3.5.1 is installed"):
             grokkernels.rms_norm(**ROW, backend="triton")
         grokkernels.rms_norm(**ROW)
     finally:
         column.load_error.cache_clear()
+
+
+@pytest.mark.parametrize(("found", "new"), [("3.6.0", False), ("3.9.7+git1", False), ("3.10.0", True), ("4.0", True)])
+def test_releases_are_numbers(found: str, new: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under whichever name Triton was installed."""
+
+    def version(name: str) -> str:
+        if name != column.DISTRIBUTIONS[-1]:
+            raise metadata.PackageNotFoundError(name)
+        return found
+
+    monkeypatch.setattr(column, "version", version)
+    column.load_error.cache_clear()
+    try:
+        assert column.load_error() is None
+        assert (column.untested() is not None) == new
+    finally:
+        column.load_error.cache_clear()
+
+
+def test_a_newer_release_warns_once_and_runs() -> None:
+    script = """
+import importlib.metadata as metadata, warnings
+found = metadata.version
+metadata.version = lambda name: "3.10.0" if name == "triton" else found(name)
+import torch, grokkernels
+from grokkernels import doctor
+words = "triton 3.10.0 is newer than 3.9, the newest release that this grokkernels was tested with"
+assert doctor.report()["backends"]["triton"] == {"usable": True, "reason": words}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        y = grokkernels.rms_norm(torch.ones(2, 4), torch.ones(4), eps=0.0, backend="triton")
+assert (y == 1).all()
+assert [str(w.message) for w in caught if "triton" in str(w.message)] == [words], caught
+"""
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
 
 
 def test_triton_absent() -> None:
@@ -92,7 +131,7 @@ sys.meta_path.insert(0, Absent())
 import importlib.metadata as metadata
 found = metadata.version
 def version(name):
-    if name == "triton":
+    if "triton" in name:
         raise metadata.PackageNotFoundError(name)
     return found(name)
 metadata.version = version
@@ -115,8 +154,7 @@ def test_where_it_runs() -> None:
 import torch, grokkernels
 grokkernels.rms_norm(torch.ones(2, 4), torch.ones(4), backend="triton")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={"TRITON_INTERPRET": "0"}, capture_output=True, text=True, check=False
-    )
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "the tensors are on cpu, not on a GPU; TRITON_INTERPRET=1, set before the start" in done.stderr
