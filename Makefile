@@ -23,6 +23,8 @@ PYTHON  ?= python3
 VENV    ?= .venv
 # On machines with a GPU choose the torch you want: make test TORCH=torch
 TORCH   ?= torch==2.13.0
+# The release that tools/triton_budget.json belongs to; on machines with a GPU torch brings its own: TRITON=triton
+TRITON  ?= triton==3.9.*
 MINUTES ?= 3
 # What is built: the CPU kernels, and the CUDA kernels on the emulated device. On machines with a GPU: cpu,cuda,emulated
 COLUMNS ?= cpu,emulated
@@ -44,7 +46,7 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
-	GROKKERNELS_COLUMNS=$(COLUMNS) $(BIN)/pip install --quiet --editable ".[test,lint,tokenizers,triton,cuda-check$(NVCC_EXTRA)]"
+	GROKKERNELS_COLUMNS=$(COLUMNS) $(BIN)/pip install --quiet --editable ".[test,lint,tokenizers,triton,cuda-check$(NVCC_EXTRA)]" "$(TRITON)"
 	touch $@
 
 demo: install

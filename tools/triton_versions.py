@@ -10,6 +10,7 @@ kernel compiled ahead of time for sm_90 (tools/triton_check.py). Exit code 1 whe
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import resource
 import shutil
@@ -54,8 +55,11 @@ def bring(version: str) -> list[str]:
     except PackageNotFoundError:
         pass
     folder = FOLDER / version
-    if not folder.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with (FOLDER / "lock").open("w") as lock:  # several may want it at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return [str(folder)]
         half = Path(tempfile.mkdtemp(dir=FOLDER))
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(half)]
         try:

@@ -17,6 +17,7 @@ from typing import Any
 
 import cuda_toolkit
 import sanitize
+import triton_versions as triton_releases
 
 from judging import dependencies
 from judging.dependencies import CSRC, ROOT, ops
@@ -160,6 +161,21 @@ def families() -> list[Path]:
     return sorted((TESTS / "ptx").rglob("*.py"))
 
 
+def triton_versions() -> Iterator[Unit]:
+    """Each op's Triton kernels under the other releases of Triton: interpreted, and compiled for sm_90."""
+    tool = TOOLS / "triton_versions.py"
+    judge = dependencies.python([tool, TOOLS / "triton_check.py", TESTS / "triton" / "cover.py"])
+    spills = (TOOLS / "triton_spills.json").read_text(encoding="utf-8")
+    for release in triton_releases.VERSIONS:
+        for op in ops() if package("triton") != f"triton {release}" else []:
+            yield Unit(
+                f"triton-version/{op}-{release}",
+                (PYTHON, "tools/triton_versions.py", "--version", release, "--op", op),
+                frozenset(dependencies.triton(op) | dependencies.contract(op) | judge),
+                (package("torch"), package("numpy"), spills, budget("triton_budget.json", f"{op} ")),
+            )
+
+
 def planted_bugs() -> Iterator[Unit]:
     """Each planted bug is caught; and the correct kernels are not accused on the cases that tell."""
     test = "tests/device/test_planted_bugs.py"
@@ -234,6 +250,7 @@ KINDS = (
     triton_ptx,
     cuda_check,
     triton_check,
+    triton_versions,
     planted_bugs,
     sanitizers,
     libraries,
