@@ -17,6 +17,7 @@ import cuda_toolkit  # noqa: E402
 import ptxas  # noqa: E402
 import sass  # noqa: E402
 import sass_costs  # noqa: E402
+import sass_schedule  # noqa: E402
 
 PTXAS = """\
 ptxas info    : 0 bytes gmem
@@ -80,8 +81,11 @@ def test_ptxas_numbers() -> None:
 
 
 def test_ptxas_complaints_that_it_calls_information() -> None:
-    words = "Potential Performance Loss: wgmma.mma_async instructions are serialized due to a function call"
-    assert ptxas.parse(f"{PTXAS}ptxas info    : (C7510) {words} in 'f'\n")[1] == [f"{words} in 'f'"]
+    for words in (
+        "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to a function call in 'f'",
+        "(C7517) warpgroup.wait is injected in around line 78 by compiler to allow use of registers defined by GMMA",
+    ):
+        assert ptxas.parse(f"{PTXAS}ptxas info    : {words}\n")[1] == [words]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +191,90 @@ def test_width_of_memory_accesses() -> None:
     assert sass_costs.wide_share(sass.Function("f", [])) is None
 
 
+# --- the schedule ---
+
+# The loop of an attention: scores in one group, p v of the tile before in another, which the softmax may run beside.
+SCORES_AND_VALUES = """\
+.L_x_0:
+WARPGROUP.ARRIVE
+HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT
+HGMMA.64x64x16.F32.BF16 R24, gdesc[UR12], R24, gsb0
+WARPGROUP.ARRIVE
+HGMMA.64x64x16.F32.BF16 R56, R120, gdesc[UR16].tnspB, R56, gsb0
+WARPGROUP.DEPBAR.LE gsb0, 0x1
+"""
+RELEASE_KEYS = "@!P5 SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR18+0x28020], RZ\n"
+RELEASE_VALUES = "@!P5 SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR18+0x28030], RZ\n"
+SOFTMAX = "FMNMX R2, R24, R25, !PT\nFFMA R24, R24, R3, -R2\nMUFU.EX2 R24, R24\nIMAD.MOV.U32 R5, RZ, RZ, R6\n"
+WAIT = "WARPGROUP.DEPBAR.LE gsb0, 0x0\n"
+ROUND = "F2FP.BF16.F32.PACK_AB R120, R25, R24\n"
+AGAIN = "@P0 BRA `(.L_x_0)\nEXIT\n"
+
+
+def function_of(code: str) -> sass.Function:
+    lines, at = ["\t.section\t.text.f,"], 0
+    for line in code.splitlines():
+        lines.append(line if line.endswith(":") else f"        /*{at:04x}*/   {line} ;")
+        at += 16
+    (function,) = sass.parse("\n".join(lines))
+    return function
+
+
+def schedule_of(code: str) -> tuple[str, str, int | None]:
+    (one,) = sass_schedule.schedules(function_of(code))
+    assert one.products == 3
+    return f"{one.mufu.beside}/{one.mufu.all}", f"{one.arithmetic.beside}/{one.arithmetic.all}", one.late
+
+
+def test_a_softmax_before_the_last_wait_is_beside_products() -> None:
+    code = SCORES_AND_VALUES + RELEASE_KEYS + SOFTMAX + WAIT + RELEASE_VALUES + ROUND + AGAIN
+    assert schedule_of(code) == ("1/1", "3/4", 0)
+
+
+def test_a_wait_that_was_moved_up_leaves_nothing_beside_products() -> None:
+    code = SCORES_AND_VALUES + RELEASE_KEYS + WAIT + RELEASE_VALUES + SOFTMAX + ROUND + AGAIN
+    assert schedule_of(code) == ("0/1", "0/4", 0)
+
+
+def test_a_group_is_under_way_until_the_wait_of_the_next_turn() -> None:
+    before, loop = ".L_x_0:\n", SCORES_AND_VALUES.removeprefix(".L_x_0:\n")
+    code = before + WAIT + RELEASE_VALUES + ROUND + loop + RELEASE_KEYS + SOFTMAX + AGAIN
+    assert schedule_of(code) == ("1/1", "3/4", 0)
+
+
+def test_a_way_around_the_products_counts() -> None:
+    skipped = SCORES_AND_VALUES.replace(".L_x_0:\n", ".L_x_0:\n@P1 BRA `(.L_x_1)\n") + ".L_x_1:\n"
+    code = skipped + SOFTMAX + WAIT + AGAIN
+    assert schedule_of(code) == ("0/1", "0/3", None)
+
+
+def test_a_release_that_was_moved_down_is_late() -> None:
+    code = SCORES_AND_VALUES + SOFTMAX + RELEASE_KEYS + WAIT + RELEASE_VALUES + ROUND + AGAIN
+    assert schedule_of(code) == ("1/1", "3/4", 4)
+    # by the shortest way to it
+    skipped = SCORES_AND_VALUES + "@P1 BRA `(.L_x_1)\n" + SOFTMAX + ".L_x_1:\n" + RELEASE_KEYS + WAIT + AGAIN
+    assert schedule_of(skipped) == ("1/1", "3/3", 1)
+
+
+def test_every_version_of_the_loop_has_a_schedule() -> None:
+    good = SCORES_AND_VALUES + SOFTMAX + WAIT + "@P0 BRA `(.L_x_0)\n"
+    hoisted = (SCORES_AND_VALUES + WAIT + SOFTMAX + "@P0 BRA `(.L_x_0)\n").replace(".L_x_0", ".L_x_1")
+    epilogue = ".L_x_2:\nHGMMA.64x64x16.F32.BF16 R24, gdesc[UR12], R24, gsb0\n@P0 BRA `(.L_x_2)\nEXIT\n"
+    found = sass_schedule.schedules(function_of(good + hoisted + epilogue))
+    assert [one.mufu for one in found] == [sass_schedule.Share(1, 1), sass_schedule.Share(0, 1)]
+    assert sass_schedule.schedules(sass.parse(SASS)[0]) == []  # mma.sync: nothing is under way
+
+
+def test_the_worst_version_of_the_loop_is_what_a_kernel_is_held_to() -> None:
+    good = SCORES_AND_VALUES + SOFTMAX + RELEASE_KEYS + WAIT + "@P0 BRA `(.L_x_0)\n"
+    hoisted = (SCORES_AND_VALUES + WAIT + SOFTMAX + RELEASE_KEYS + AGAIN).replace(".L_x_0", ".L_x_1")
+    kernel = cuda_check.inspect("f", ptxas.Resources("f"), function_of(good + hoisted), "90a")
+    shown = cuda_check.cells(kernel)
+    assert (shown["mufu beside"], shown["math beside"], shown["late"]) == ("1/1 0/1", "100% 0%", "4 4")
+    (one,) = cuda_check.Compiled("attention", "90a", 1.0, [kernel]).measured()
+    assert (one.mufu_beside, one.math_beside, one.late) == (0, 0, 4)
+
+
 # --- the budget ---
 
 ONE = cuda_budget.Measured("rms_norm fwd<bf16>", "80", 41, 128, 0, 0, None)
@@ -240,6 +328,25 @@ def test_spills_need_an_allowance_with_a_reason() -> None:
     assert fresh.failures([spilled], WHOLE) == []
     fresh.replace([spilled], WHOLE, "13.0.88")  # a hand's allowance outlives --write
     assert fresh.failures([spilled], WHOLE) == []
+
+
+def test_a_kernel_may_not_lose_overlap() -> None:
+    overlapping = replace(TENSOR, mufu_beside=100, math_beside=62, late=7)
+    fresh = budget(ONE, overlapping)
+    kept = {"registers": 168, "per_tensor": 3.47, "mufu_beside": 100, "math_beside": 62, "late": 8}
+    assert fresh.kernels["grouped_mm fwd"]["90a"] == kept
+    assert fresh.failures([ONE, overlapping], WHOLE) == []
+    assert fresh.failures([ONE, replace(overlapping, late=8, math_beside=70)], WHOLE) == []
+    assert fresh.failures([ONE, replace(overlapping, mufu_beside=64)], WHOLE) == [
+        "grouped_mm fwd on sm_90a: 64 % of the exponentials beside products, 100 wanted"
+    ]
+    assert fresh.failures([ONE, replace(overlapping, math_beside=None)], WHOLE) == [
+        "grouped_mm fwd on sm_90a: 0 % of the arithmetic beside products, 62 wanted"
+    ]
+    assert fresh.failures([ONE, replace(overlapping, late=234)], WHOLE) == [
+        "grouped_mm fwd on sm_90a: 234 instructions from a wait to a release, 8 allowed"
+    ]
+    assert cuda_budget.over(overlapping, {}) == []  # a file of one's own has no budget
 
 
 def test_new_and_gone_kernels() -> None:

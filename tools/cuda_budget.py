@@ -12,6 +12,7 @@ from typing import Any
 PATH = Path(__file__).with_name("cuda_budget.json")
 PER_TENSOR_SLACK = 1.02
 REGISTER_STEP = 8  # the hardware gives a warp registers in steps of 8 per thread
+LATE_STEP = 8  # instructions
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,14 @@ class Measured:
     spill: int  # bytes stored and loaded
     stack: int  # bytes of local memory, spills included
     per_tensor: float | None  # instructions per tensor instruction in the main loop
+    # of asynchronous products, the least of the main loop's versions (tools/sass_schedule.py)
+    mufu_beside: int | None = None  # percent
+    math_beside: int | None = None  # percent
+    late: int | None = None  # instructions
 
 
-# kernel -> architecture -> {"registers", "shared", "spill", "stack", "per_tensor", "reason"}
+# kernel -> architecture -> {"registers", "shared", "spill", "stack", "per_tensor", "mufu_beside", "math_beside",
+# "late", "reason"}
 Kernels = dict[str, dict[str, dict[str, Any]]]
 
 
@@ -104,7 +110,14 @@ def allowed(one: Measured) -> dict[str, Any]:
         entry["shared"] = one.shared
     if one.per_tensor is not None:
         entry["per_tensor"] = math.ceil(one.per_tensor * PER_TENSOR_SLACK * 100) / 100
+    entry |= {name: percent for name, percent in overlap(one) if percent is not None}
+    if one.late is not None:
+        entry["late"] = math.ceil(one.late / LATE_STEP) * LATE_STEP
     return entry
+
+
+def overlap(one: Measured) -> list[tuple[str, int | None]]:
+    return [("mufu_beside", one.mufu_beside), ("math_beside", one.math_beside)]
 
 
 def over(one: Measured, entry: dict[str, Any]) -> list[str]:
@@ -125,4 +138,11 @@ def over(one: Measured, entry: dict[str, Any]) -> list[str]:
         limits.append((round(one.per_tensor, 2), limit, "instructions per tensor instruction"))
     elif "per_tensor" in entry:
         found.append(f"{where}: no tensor instructions any more")
+    if one.late is not None:
+        limits.append((one.late, entry.get("late", 0) if entry else math.inf, "instructions from a wait to a release"))
+    for name, percent in overlap(one):
+        wanted = entry.get(name, 0)
+        if (percent or 0) < wanted:
+            kind = "exponentials" if name == "mufu_beside" else "arithmetic"
+            found.append(f"{where}: {percent or 0} % of the {kind} beside products, {wanted} wanted")
     return found + [f"{where}: {value} {what}, {limit} allowed" for value, limit, what in limits if value > limit]

@@ -27,6 +27,7 @@ import cuda_toolkit
 import ptxas
 import sass
 import sass_costs
+import sass_schedule
 from cuda_budget import Budget, Measured, over
 from rich.console import Console
 from rich.table import Table
@@ -51,6 +52,7 @@ class Kernel:
     instructions: int
     loop: sass_costs.Loop | None
     wide: float | None
+    schedules: list[sass_schedule.Schedule] = field(default_factory=list)
 
 
 @dataclass
@@ -73,6 +75,9 @@ class Compiled:
                 kernel.resources.spill_stores + kernel.resources.spill_loads,
                 kernel.resources.stack,
                 kernel.loop.per_tensor if kernel.loop else None,
+                min((one.mufu.percent for one in kernel.schedules if one.mufu.all), default=None),
+                min((one.arithmetic.percent for one in kernel.schedules if one.arithmetic.all), default=None),
+                max((one.late for one in kernel.schedules if one.late is not None), default=None),
             )
             for kernel in self.kernels
         ]
@@ -128,7 +133,7 @@ def compile_one(source: Path, arch: str, nvcc: Path, nvdisasm: Path) -> Compiled
 def inspect(name: str, resources: ptxas.Resources, function: sass.Function, arch: str) -> Kernel:
     loop = sass_costs.main_loop(function, arch)
     wide = sass_costs.wide_share(function) if loop is None else None
-    return Kernel(name, resources, len(function.instructions), loop, wide)
+    return Kernel(name, resources, len(function.instructions), loop, wide, sass_schedule.schedules(function))
 
 
 def table(file: str, results: list[Compiled]) -> Table:
@@ -164,6 +169,11 @@ def cells(kernel: Kernel) -> dict[str, str]:
         found["bound"] = loop.bound
     elif kernel.wide is not None:
         found["wide"] = f"{kernel.wide:.0%}"
+    if kernel.schedules:
+        shares = [one.mufu for one in kernel.schedules if one.mufu.all]
+        found["mufu beside"] = " ".join(f"{share.beside}/{share.all}" for share in shares)
+        found["math beside"] = " ".join(f"{s.arithmetic.percent}%" for s in kernel.schedules if s.arithmetic.all)
+        found["late"] = " ".join(str(one.late) for one in kernel.schedules if one.late is not None)
     return {head: str(value) for head, value in found.items()}
 
 
@@ -218,7 +228,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.width = max(console.width, 180)
+    console.width = max(console.width, 220)
     nvcc = cuda_toolkit.find_nvcc()
     if nvcc is None:
         raise SystemExit(f"cuda-check needs nvcc and found none of CUDA 12.8 or later: {INSTALL_NVCC}")

@@ -11,8 +11,9 @@ ENTRY = re.compile(r"Compiling entry function '(\S+)' for 'sm_(\w+)'")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
-# What ptxas calls information but no kernel here may have: serialized wgmma, an ignored setmaxnreg.
-COMPLAINT = re.compile(r"Potential Performance Loss: .*")
+# What ptxas calls information but no kernel here may have: serialized wgmma (C7510), waits for products that it put in
+# itself (C7517), an ignored setmaxnreg.
+COMPLAINT = re.compile(r"\(C75\d\d\) .*|Potential Performance Loss: .*")
 
 
 @dataclass

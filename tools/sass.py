@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 SECTION = re.compile(r"^\s*\.section\s+\.text\.(\S+?),")
 LABEL = re.compile(r"^(\S+):\s*$")
@@ -23,7 +24,7 @@ class Instruction:
         return self.name.split(".")[0]
 
 
-@dataclass
+@dataclass(eq=False)
 class Function:
     """A kernel's instructions in order, and where its labels stand among them."""
 
@@ -58,6 +59,7 @@ def successors(function: Function, index: int) -> list[int]:
     return [target for target in targets if target < len(function.instructions)]
 
 
+@lru_cache(maxsize=1)  # several counts are taken of one function after another
 def loops(function: Function) -> list[frozenset[int]]:
     """The natural loops, as sets of instruction numbers. A loop's slow paths count where they lie, however far away."""
     count = len(function.instructions)
@@ -126,8 +128,9 @@ def body_of(head: int, tail: int, before: dict[int, list[int]]) -> set[int]:
     return body
 
 
-def innermost(function: Function, wanted: Iterable[int]) -> list[list[Instruction]]:
-    """The smallest loops that hold any of the instructions `wanted`; the whole function where none does."""
+def innermost(function: Function, wanted: Iterable[int]) -> list[list[int]]:
+    """The smallest loops that hold any of the instructions `wanted`, as their numbers in order; the whole function
+    where none does."""
     holding = [loop for loop in loops(function) if not loop.isdisjoint(wanted)]
     inner = [loop for loop in holding if not any(other < loop for other in holding)]
-    return [[function.instructions[i] for i in sorted(loop)] for loop in inner] or [function.instructions]
+    return sorted(sorted(loop) for loop in inner) or [list(range(len(function.instructions)))]

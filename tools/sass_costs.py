@@ -114,7 +114,7 @@ def main_loop(function: Function, arch: str) -> Loop | None:
     wanted = [i for i, instruction in enumerate(function.instructions) if pipe(instruction) == "tensor"]
     if not wanted:
         return None
-    found = [measure(loop, arch) for loop in innermost(function, wanted)]
+    found = [measure([function.instructions[i] for i in loop], arch) for loop in innermost(function, wanted)]
     most = max(loop.tensor for loop in found)
     return min((loop for loop in found if 2 * loop.tensor >= most), key=lambda loop: loop.per_tensor)
 
@@ -141,5 +141,6 @@ def wide_share(function: Function) -> float | None:
     wanted = [i for i, one in enumerate(function.instructions) if moved([one])]
     if not wanted:
         return None
-    every = [moved(loop) for loop in [*innermost(function, wanted), function.instructions]]
+    loops = [[function.instructions[i] for i in loop] for loop in innermost(function, wanted)]
+    every = [moved(loop) for loop in [*loops, function.instructions]]
     return max(sum(n for n in loop if n >= 16) / sum(loop) for loop in every)

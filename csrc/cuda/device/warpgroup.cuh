@@ -3,6 +3,7 @@
 #pragma once
 
 #include <device/core.cuh>
+#include <device/memory.cuh>
 
 namespace grokkernels::device {
 
@@ -32,5 +33,31 @@ GK_DEVICE bool elect_one(uint32_t lanes = kAllLanes) {
 // threadIdx.x / 128 as a number that the compiler knows to be the same in the whole warp: branches on it do not
 // diverge.
 GK_DEVICE int warpgroup_id() { return __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 128), 0); }
+
+// No instruction is scheduled across this. Within a basic block ptxas moves arithmetic past waits for products under
+// way and past arrivals at barriers, which nothing in the block needs; so this ends the block, by a loop that is never
+// entered, for one branch. `number` is never 2^32 - 1, and ptxas must not know that: a parameter of the kernel, or an
+// address in a register. tools/cuda_check.py shows whether it helped. (An empty loop and a branch to what follows fold
+// away. A predicated exit costs less, but ptxas waits for all products under way before it: C7517.)
+GK_DEVICE void scheduling_fence(uint32_t number) {
+  asm volatile(
+      "{\n.reg .pred never;\nsetp.eq.u32 never, %0, 0xffffffff;\nNEVER: @!never bra ON;\nnanosleep.u32 64;\n"
+      "bra NEVER;\nON:\n}" ::"r"(number)
+      : "memory");
+}
+
+// The same, and `made` is made before it: what later blocks alone use ptxas would make there. The loop uses it.
+template <int kCount>
+GK_DEVICE void scheduling_fence(uint32_t number, const float (&made)[kCount]) {
+  static_assert(kCount % 4 == 0);
+  uint32_t never;
+  asm volatile("mov.b32 %0, %1;" : "=r"(never) : "r"(number) : "memory");
+  while (never == 0xffffffffu) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4)
+      store_shared_16(never, {{__float_as_uint(made[i]), __float_as_uint(made[i + 1]), __float_as_uint(made[i + 2]),
+                               __float_as_uint(made[i + 3])}});
+  }
+}
 
 }  // namespace grokkernels::device

@@ -250,6 +250,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int r = 0; r < 2; ++r) weights[j / 2][j % 2 * 2 + r] = narrow_pair<T>(pair[r][0], pair[r][1]);
     }
+    if constexpr (kDim == 128 && kScores == Scores::plain)
+      scheduling_fence(static_cast<uint32_t>(p.heads));  // all of p would not fit the registers
+    else
+      scheduling_fence(static_cast<uint32_t>(p.heads), scores);  // all of p beside v.dout
     wgmma_wait<0>();
 #pragma unroll
     for (int j = 0; j < kWalked / 8; ++j)
@@ -401,6 +405,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (kMasked && (column < query.keys.begin || column >= query.keys.end)) x = 0.0f;
         }
     }
+    scheduling_fence(static_cast<uint32_t>(p.heads), scores);  // all of p beside dout.v
     wgmma_wait<0>();
 #pragma unroll
     for (int n = 0; n < kScoreRegisters; ++n) {

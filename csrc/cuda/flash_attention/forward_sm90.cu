@@ -30,6 +30,11 @@ constexpr int kThreads = 384, kConsumers = 256;
 constexpr int kStages = 2;
 enum Barriers { kEveryone, kTurn, kGroup = kTurn + 2, kBothGroups = kGroup + 2 };  // named barriers
 
+// Number i of a walk uses this stage of the ring, and waits for this phase of its barriers. (Signed, each would take
+// four instructions.)
+GK_DEVICE int stage_of(int i) { return static_cast<int>(static_cast<unsigned>(i) % kStages); }
+GK_DEVICE uint32_t parity_of(int i) { return static_cast<unsigned>(i) / kStages & 1; }
+
 template <typename T, int kDim>
 struct Shape {
   static constexpr int kKeys = kDim == 256 ? 64 : 128;
@@ -40,8 +45,10 @@ struct Shape {
   static_assert(Out::kBytes == static_cast<int>(Queries::kBytes));
   static constexpr uint32_t kRing = Queries::kBytes;  // k and v, by stage
   static constexpr uint32_t kBars = kRing + kStages * (Keys::kBytes + Values::kBytes);
+  static constexpr uint32_t kKept = kBars + 64;  // what is needed again after the loop
+  static constexpr uint32_t kTable = kKept + 16;
   template <Scores kScores>
-  static constexpr uint32_t kShared = kBars + 64 + QueryTable<kScores, kRows>::kBytes;
+  static constexpr uint32_t kShared = kTable + QueryTable<kScores, kRows>::kBytes;
 };
 
 // The ring's places and barriers.
@@ -81,8 +88,8 @@ GK_DEVICE void produce(const Ring<T, kDim>& ring, const TensorMap& k_map, const 
       tile.load(map, full, side, depth, kv_head, s.b);
   };
   for (int i = 0; i < walk.count(); ++i) {
-    const int stage = i % kStages;
-    const uint32_t free = static_cast<uint32_t>(i / kStages + 1) & 1;
+    const int stage = stage_of(i);
+    const uint32_t free = parity_of(i) ^ 1;
     const int key = static_cast<int>(s.first_key) + (walk.last - i) * S::kKeys;
     mbarrier_wait(ring.keys_free(stage), free);
     load(ring.keys(stage), k_map, ring.keys_full(stage), key);
@@ -115,8 +122,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const uint32_t shared = shared_address(dynamic_shared());
   const Ring<T, kDim> ring{shared};
-  const QueryTable<kScores, kRows> queries{shared + S::kBars + 64};
+  const QueryTable<kScores, kRows> queries{shared + S::kTable};
   if (threadIdx.x == 0) {
+    store_shared_8(shared + S::kKept, {{static_cast<uint32_t>(place.b), static_cast<uint32_t>(kv_head)}});
+    store_shared_8(shared + S::kKept + 8, {{static_cast<uint32_t>(first_row), static_cast<uint32_t>(count)}});
     for (int stage = 0; stage < kStages; ++stage) {
       mbarrier_init(ring.keys_full(stage), 1);
       mbarrier_init(ring.values_full(stage), 1);
@@ -161,7 +170,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   const ScoreRule<kScores> rule(p);
-  const float growth = kGrowth / rule.factor;
   const int own_row = wg * kGroupRows + 16 * warp;  // of the warp, in the tile
   float o[kOutRegisters], scores[kScoreRegisters];
   uint32_t weights[kKeys / 16][4];  // p, rounded
@@ -170,8 +178,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int i = 0; i < kOutRegisters; ++i) o[i] = 0.0f;
 
   const auto start_scores = [&](int i) {
-    const int stage = i % kStages;
-    mbarrier_wait(ring.keys_full(stage), static_cast<uint32_t>(i / kStages) & 1);
+    const int stage = stage_of(i);
+    mbarrier_wait(ring.keys_full(stage), parity_of(i));
     const typename S::Keys keys = ring.keys(stage);
     wgmma_fence();
 #pragma unroll
@@ -182,8 +190,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   // Values past the end of a packed sequence are another sequence's: p is 0 there, but 0 times infinity is not.
   const auto start_out = [&](int i) {
-    const int stage = i % kStages, key = (walk.last - i) * kKeys;
-    mbarrier_wait(ring.values_full(stage), static_cast<uint32_t>(i / kStages) & 1);
+    const int stage = stage_of(i), key = (walk.last - i) * kKeys;
+    mbarrier_wait(ring.values_full(stage), parity_of(i));
     const typename S::Values values = ring.values(stage);
     if (packed && key + kKeys > s.keys) {
       constexpr int kInPanel = kKeys * 8;  // chunks
@@ -199,9 +207,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     wgmma_commit();
   };
 
-  const auto release = [&](uint32_t barrier) {
+  const auto release = [&](uint32_t barrier, bool held = true) {
     sync_warp();
-    if (lane == 0) mbarrier_arrive(barrier);
+    if (lane == 0 && held) mbarrier_arrive(barrier);
   };
 
   // Scores to exponentials, with the running maximum and sum; what o must be multiplied by is left in `rescale`.
@@ -234,8 +242,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int j = 0; j < kKeys / 8; ++j)
         largest = fmaxf(fmaxf(largest, scores[4 * j + 2 * r]), scores[4 * j + 2 * r + 1]);
       largest = warp_max<4>(largest);
-      if (!(largest - top[r] > growth)) largest = top[r];
-      rescale[r] = kMasked && largest == -INFINITY ? 1.0f : exp2_approx((top[r] - largest) * rule.factor);
+      const float fall = (top[r] - largest) * rule.factor;
+      const bool grown = fall < -kGrowth;
+      if (!grown) largest = top[r];
+      rescale[r] = grown ? exp2_approx(fall) : 1.0f;
       top[r] = largest;
       const float shift = kMasked && largest == -INFINITY ? 0.0f : largest * rule.factor;
       float part = 0.0f;
@@ -268,19 +278,28 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int whole = (late.begin + kKeys - 1) / kKeys, whole_end = early.end / kKeys;
   const auto masked = [&](int i) { return walk.last - i < whole || walk.last - i >= whole_end; };
 
-  // Number i of the walk, its scores beside p v of the one before.
+  // What number i of the walk waits for: p v of number i - 2, so that o can be rescaled and p of number i - 1 take the
+  // place of the one before.
+  const auto finish_before = [&](int i) {
+    static_assert(kStages == 2);
+    wgmma_wait<0>();
+    release(ring.values_free(stage_of(i)), i > 1);
+    rescale_out();
+    round_weights();
+  };
+
+  // Number i of the walk, its scores beside p v of the one before. The softmax comes last and is under way with p v
+  // until the next number's wait: within one turn of the loop ptxas would move that wait above the softmax.
   const auto step = [&](int i, auto kMasked) {
+    finish_before(i);
     named_barrier_sync(kTurn + wg, kConsumers);
     start_scores(i);
     start_out(i - 1);
     named_barrier_arrive(kTurn + 1 - wg, kConsumers);
     wgmma_wait<1>();
-    release(ring.keys_free(i % kStages));
+    release(ring.keys_free(stage_of(i)));
+    scheduling_fence(shared);  // the release does not wait for the softmax
     softmax(i, kMasked);
-    wgmma_wait<0>();
-    release(ring.values_free((i - 1) % kStages));
-    rescale_out();
-    round_weights();
   };
 
   const int steps = walk.count();
@@ -292,11 +311,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     wgmma_wait<0>();
     release(ring.keys_free(0));
     softmax(0, std::true_type{});
-    round_weights();
     for (int i = 1; i < steps;) {
       for (; i < steps && masked(i); ++i) step(i, std::true_type{});
       for (; i < steps && !masked(i); ++i) step(i, std::false_type{});
     }
+    finish_before(steps);
     start_out(steps - 1);
     wgmma_wait<0>();
     if (wg == 0) named_barrier_sync(kTurn, kConsumers);  // the turn that nobody takes
@@ -304,20 +323,24 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   // o / sum, and the statistics; the queries' place takes the rows on their way out
   named_barrier_sync(kBothGroups, kConsumers);
+  const Words2 at_sequence = load_shared_8(shared + S::kKept), at_rows = load_shared_8(shared + S::kKept + 8);
+  const Sequence own(p, static_cast<int>(at_sequence.word[0]));
+  const int own_head = static_cast<int>(at_sequence.word[1]) * group;  // the first
+  const int tile_row = static_cast<int>(at_rows.word[0]), tile_rows = static_cast<int>(at_rows.word[1]);
   float factor[2];
   warp_sum_each<4>(sum);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int i = own_row + g + 8 * r;
-    factor[r] = finish_row(params, rule, s, first_row + i, group, kv_head * group, top[r], sum[r], i < count, t == 0);
+    factor[r] = finish_row(params, rule, own, tile_row + i, group, own_head, top[r], sum[r], i < tile_rows, t == 0);
   }
-  const int64_t o_offset = dense_offset(packed, s, s.first_query, p.queries, p.heads, kv_head * group, p.value_dim);
+  const int64_t o_offset = dense_offset(packed, own, own.first_query, p.queries, p.heads, own_head, p.value_dim);
   float blocks[kDim / 8][4];
 #pragma unroll
   for (int i = 0; i < kOutRegisters; ++i) blocks[i / 4][i % 4] = o[i];
-  store_rows<T>(blocks, factor, typename S::Out{shared}, own_row, count - own_row, static_cast<int>(p.value_dim),
+  store_rows<T>(blocks, factor, typename S::Out{shared}, own_row, tile_rows - own_row, static_cast<int>(p.value_dim),
                 whole_chunks<T>(params.o, p.value_dim), [&](int i) {
-                  const int row = first_row + own_row + i;
+                  const int row = tile_row + own_row + i;
                   return static_cast<T*>(params.o) + o_offset + (row / group * p.heads + row % group) * p.value_dim;
                 });
 }

@@ -30,4 +30,9 @@ GK_DEVICE bool elect_one(uint32_t lanes = kAllLanes) {
 
 GK_DEVICE int warpgroup_id() { return emulated::current().index / 128; }
 
+GK_DEVICE void scheduling_fence(uint32_t) {}
+
+template <int kCount>
+GK_DEVICE void scheduling_fence(uint32_t, const float (&)[kCount]) {}
+
 }  // namespace grokkernels::device

@@ -3,6 +3,7 @@
 // alone (csrc/tests/emulated/test_hopper.cpp), its PTX by nvcc alone, and on a GPU by `make gpu`.
 #include <device/async.cuh>
 #include <device/cluster.cuh>
+#include <device/convert.cuh>
 #include <device/core.cuh>
 #include <device/matrix.cuh>
 #include <device/mbarrier.cuh>
@@ -393,6 +394,13 @@ KERNEL(warpgroup_elect, {
     const uint32_t of_some = ballot(elect_one(0x55555555u), 0x55555555u);
     out[32 + lane] = static_cast<uint32_t>(count_bits(of_some) + 2 * count_bits(of_some & 0x55555555u));
   }
+})
+KERNEL(warpgroup_scheduling_fence, {
+  const float made[4] = {bits_to_float(in[lane]), bits_to_float(in[32 + lane]), bits_to_float(in[64 + lane]),
+                         bits_to_float(in[96 + lane])};
+  scheduling_fence(static_cast<uint32_t>(lane));
+  scheduling_fence(static_cast<uint32_t>(lane), made);
+  for (int i = 0; i < 4; ++i) out[32 * i + lane] = float_to_bits(made[i]);
 })
 
 // ---- cluster, of one block ----
