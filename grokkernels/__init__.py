@@ -6,9 +6,13 @@ Every op is a function here (`grokkernels.rms_norm`), described by its docstring
 
 from __future__ import annotations
 
-from grokkernels import ops, optim
-from grokkernels.dispatch import explain, use
-from grokkernels.ops import *  # noqa: F403
-from grokkernels.version import __version__
+from grokkernels import waiting
+
+waiting.prepare()  # before anything imports torch
+
+from grokkernels import ops, optim  # noqa: E402
+from grokkernels.dispatch import explain, use  # noqa: E402
+from grokkernels.ops import *  # noqa: E402, F403
+from grokkernels.version import __version__  # noqa: E402
 
 __all__ = ["__version__", "explain", "optim", "use", *ops.__all__]

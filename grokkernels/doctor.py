@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from grokkernels import native, triton
+from grokkernels import native, triton, waiting
 from grokkernels.version import __version__
 
 
@@ -61,6 +61,7 @@ def report() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "threads_wait": waiting.policy(),
     }
     if module is not None:
         cpu |= {"level": module.cpu_level(), "levels": list(module.cpu_levels())}

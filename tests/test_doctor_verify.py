@@ -8,7 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from grokkernels import native
+from grokkernels import native, waiting
 from grokkernels.cli import main
 from grokkernels.testing import verify
 from grokkernels.testing.cases import tables
@@ -24,6 +24,7 @@ def test_doctor_json() -> None:
     facts = json.loads(done.stdout)
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["cpu"]["level"] in facts["cpu"]["levels"]
+    assert facts["cpu"]["threads_wait"] == waiting.policy()
     assert facts["backends"]["cpu"] == {"usable": True, "reason": None}
     for name, state in facts["backends"].items():
         assert state["usable"] == (state["reason"] is None), name

@@ -16,6 +16,7 @@ CSRC = ROOT / "csrc"
 # What each part of the package may import from it. Parts that are not listed sit on top and may import anything.
 ALLOWED = {
     "version": set(),
+    "waiting": set(),
     "native": set(),
     "preference": set(),
     "triton": set(),

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 import grokkernels
-from grokkernels import native
+from grokkernels import native, waiting
 from grokkernels.testing import cases, judge
 from grokkernels.testing.case import Case
 from grokkernels.testing.cases import (
@@ -120,3 +121,46 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False, env=dict(os.environ))
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["python", "/usr/bin/grokkernels", "train"], True),
+        (["python", "-I", "bin/grokkernels"], True),
+        (["python", "-m", "grokkernels", "doctor"], True),
+        (["python", "-P", "-m", "grokkernels"], True),
+        (["python", "-m", "pytest", "grokkernels"], False),
+        (["python", "-m"], False),
+        (["python", "-c", "import grokkernels"], False),
+        (["python", "train.py", "grokkernels"], False),
+        (["python"], False),
+    ],
+)
+def test_the_command_is_known_by_its_arguments(arguments: list[str], expected: bool) -> None:
+    assert waiting.is_command(arguments) is expected
+
+
+@pytest.mark.parametrize(
+    ("own", "as_command", "found"),
+    [
+        ({}, True, "GOMP_SPINCOUNT=1000, set by the grokkernels command"),
+        ({"OMP_WAIT_POLICY": "active"}, True, "OMP_WAIT_POLICY=active, set by the user"),
+        ({"GOMP_SPINCOUNT": "7"}, True, "GOMP_SPINCOUNT=7, set by the user"),
+        ({}, False, "OpenMP's own: threads spin for milliseconds; on a machine that is shared, set GOMP_SPINCOUNT"),
+    ],
+)
+def test_how_threads_wait(own: dict[str, str], as_command: bool, found: str, tmp_path: Path) -> None:
+    """What libgomp reads when torch loads it: set in the command's process alone, after the user's own settings.
+
+    A torch that notes the environment it is imported in, and ends there, stands in for the real one.
+    """
+    (tmp_path / "torch.py").write_text("from grokkernels import waiting\nprint(waiting.policy())\nraise SystemExit\n")
+    environment = {name: value for name, value in os.environ.items() if name not in waiting.SETTINGS}
+    root = str(Path(grokkernels.__file__).parent.parent)
+    environment |= {"PYTHONPATH": os.pathsep.join((str(tmp_path), root)), **own}
+    program = ["-m", "grokkernels", "doctor"] if as_command else ["-c", "import grokkernels"]
+    done = subprocess.run(
+        [sys.executable, *program], capture_output=True, text=True, check=True, env=environment, cwd=tmp_path
+    )
+    assert done.stdout.startswith(found)
