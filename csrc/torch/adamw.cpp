@@ -32,27 +32,29 @@ bool laid_out_alike(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// Several threads write to all of these at once: no two may share memory.
-void check_disjoint(const std::vector<AdamwTensor>& tensors) {
-  std::vector<std::pair<const char*, const char*>> ranges;
-  ranges.reserve(4 * tensors.size());
-  const auto add = [&](const void* data, int64_t bytes) {
-    const char* begin = static_cast<const char*>(data);
-    if (bytes > 0) ranges.emplace_back(begin, begin + bytes);
-  };
-  for (const AdamwTensor& t : tensors) {
-    add(t.param, t.numel * static_cast<int64_t>(size_of(t.dtype)));
-    add(t.exp_avg, t.numel * static_cast<int64_t>(sizeof(float)));
-    add(t.exp_avg_sq, t.numel * static_cast<int64_t>(sizeof(float)));
-    add(t.step, sizeof(float));
-  }
-  std::sort(ranges.begin(), ranges.end());
-  for (size_t i = 1; i < ranges.size(); ++i)
-    check(ranges[i - 1].second <= ranges[i].first,
-          "params, exp_avgs, exp_avg_sqs and steps must not share memory with one another");
-}
-
 bool on_one_device(const Tensor& a, const Tensor& b) { return a.device() == b.device(); }
+
+// What the update reads or writes while it runs, as bytes that are all the tensor's own.
+struct Piece {
+  uintptr_t begin, end;
+  const char* list;
+  size_t index;
+  bool written;
+};
+
+// What is written to lies apart from everything else: chunks of tensors are updated in no order.
+void check_apart(std::vector<Piece>& pieces) {
+  std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+  for (size_t i = 0, last = 0, written = 0; i < pieces.size(); ++i) {  // of those before, the one that ends last
+    const Piece& p = pieces[i];
+    if (i > 0)
+      for (const Piece& before : {pieces[last], pieces[p.written ? last : written]})
+        check(p.begin >= before.end || !(p.written || before.written), before.list, "[", before.index, "] and ", p.list,
+              "[", p.index, "] must not share memory, as one of them is written to");
+    if (i == 0 || p.end > pieces[last].end) last = i;
+    if (!pieces[written].written || (p.written && p.end > pieces[written].end)) written = i;
+  }
+}
 
 void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, const std::vector<Tensor> exp_avgs,
            const std::vector<Tensor> exp_avg_sqs, const std::vector<Tensor> steps, const std::optional<Tensor> norm,
@@ -70,6 +72,8 @@ void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, co
   std::vector<Tensor> copies;
   tensors.reserve(count);
   copies.reserve(count);
+  std::vector<Piece> pieces;
+  pieces.reserve(5 * count);
   int64_t chunks = 0;
   for (size_t i = 0; i < count; ++i) {
     const Tensor& p = params[i];
@@ -92,6 +96,16 @@ void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, co
       torch::stable::copy_(g, grads[i]);
       copies.push_back(g);
     }
+    const auto piece = [&](const Tensor& t, const char* list) {
+      const uintptr_t begin = reinterpret_cast<uintptr_t>(t.const_data_ptr());
+      const uintptr_t bytes = static_cast<uintptr_t>(t.numel()) * t.element_size();
+      if (bytes > 0) pieces.push_back({begin, begin + bytes, list, i, &t != &g});
+    };
+    piece(p, "params");
+    piece(g, "grads");
+    piece(exp_avgs[i], "exp_avgs");
+    piece(exp_avg_sqs[i], "exp_avg_sqs");
+    piece(steps[i], "steps");
     tensors.push_back({.dtype = dtype,
                        .numel = p.numel(),
                        .first_chunk = chunks,
@@ -102,7 +116,7 @@ void adamw(const std::vector<Tensor> params, const std::vector<Tensor> grads, co
                        .step = static_cast<float*>(steps[i].mutable_data_ptr())});
     chunks += (p.numel() + kTensorChunk - 1) / kTensorChunk;
   }
-  check_disjoint(tensors);
+  check_apart(pieces);
   const Tensor workspace = new_tensor({static_cast<int64_t>(count), 4}, ScalarType::Float, params[0]);
   GK_LAUNCH(adamw, params[0])
   ({.tensors = tensors.data(),

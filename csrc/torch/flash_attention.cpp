@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "torch/column.h"
 
@@ -15,18 +16,26 @@ Tensor readable(const Tensor& x) {
   return x.numel() == 0 || x.size(last) == 1 || x.stride(last) == 1 ? x : torch::stable::contiguous(x);
 }
 
-// x as the CUDA kernels read it: as flash_attention.h says. A tensor that is not so is copied, padded with zeros.
+// Elements from one entry of a dim to the next; of a dim of one entry that is nobody's, and 0 here.
+int64_t step(const Tensor& x, int64_t d) { return x.size(d) == 1 ? 0 : x.stride(d); }
+
+// x as the CUDA kernels read it: as flash_attention.h says. A tensor that is not so is copied, padded with zeros; a
+// dense one that begins between two vectors too, which torch's contiguous would leave where it is.
 Tensor readable_by_cuda(const Tensor& x) {
   const int64_t last = x.dim() - 1, vector = 16 / static_cast<int64_t>(x.element_size());
   if (x.numel() == 0) return x;
-  bool fits = x.size(last) % vector == 0 && x.stride(last) == 1 && x.stride(last - 2) <= kFlashAttentionRowStride &&
-              reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
-  for (int64_t d = 0; d < last; ++d) fits = fits && (x.size(d) == 1 || x.stride(d) % vector == 0);
+  bool fits = x.size(last) % vector == 0 && x.stride(last) == 1 && step(x, last - 2) <= kFlashAttentionRowStride &&
+              begins_aligned(x);
+  for (int64_t d = 0; d < last; ++d) fits = fits && step(x, d) % vector == 0;
   if (fits) return x;
-  const int64_t padding = (vector - x.size(last) % vector) % vector;
-  const Tensor copy = padding > 0 ? torch::stable::pad(x, {0, padding}) : torch::stable::contiguous(x);
-  check(copy.stride(last - 2) <= kFlashAttentionRowStride, "a row of all heads holds more than ",
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = (x.size(last) + vector - 1) / vector * vector;
+  Tensor copy = new_tensor({sizes.data(), sizes.size()}, x.scalar_type(), x);
+  check(step(copy, last - 2) <= kFlashAttentionRowStride, "a row of all heads holds more than ",
         kFlashAttentionRowStride, " elements");
+  if (sizes.back() != x.size(last)) torch::stable::zero_(copy);
+  Tensor filled = torch::stable::narrow(copy, last, 0, x.size(last));
+  torch::stable::copy_(filled, x);
   return copy;
 }
 
@@ -34,7 +43,7 @@ Tensor readable_by_kernel(const Tensor& x) { return kHostMemory ? readable(x) : 
 
 AttentionTensor view(const Tensor& x) {
   const int64_t d = x.dim();
-  return {x.const_data_ptr(), d == 4 ? x.stride(0) : 0, x.stride(d - 3), x.stride(d - 2)};
+  return {x.const_data_ptr(), d == 4 ? step(x, 0) : 0, step(x, d - 3), step(x, d - 2)};
 }
 
 template <typename T>

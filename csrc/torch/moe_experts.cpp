@@ -117,7 +117,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(const Tensor& dy, co
     check(t->scalar_type() == x.scalar_type(), "gate and up must have the dtype of x");
   }
   const Rows xr = tokens_of(x, s, x, "x"), dyr = tokens_of(dy, s, x, "dy");
-  const Tensor w = dense(weights), slot = dense(slots), ends = dense(offsets), g = dense(gate), u = dense(up);
+  const Tensor w = dense(weights), slot = dense(slots), ends = dense(offsets);
+  const Tensor g = dense_vectors(gate), u = dense_vectors(up);
   const ScalarType dtype = x.scalar_type();
   Tensor dx = new_tensor({s.tokens, s.cols}, dtype, x);
   Tensor dgate_proj = new_tensor({s.experts, s.hidden_cols, s.cols}, dtype, x);

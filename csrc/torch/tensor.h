@@ -95,6 +95,17 @@ inline Tensor new_like(const Tensor& x) { return new_tensor(x.sizes(), x.scalar_
 
 inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 
+// Whether a tensor begins where a vector of 16 bytes may. New ones do; slices of them need not.
+inline bool begins_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0; }
+
+// Dense and in whole vectors, for kernels that read a tensor so without asking.
+inline Tensor dense_vectors(const Tensor& t) {
+  if (t.is_contiguous() && begins_aligned(t)) return t;
+  Tensor copy = new_like(t);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
 inline std::optional<Tensor> dense(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional<Tensor>(dense(*t)) : std::nullopt;
 }

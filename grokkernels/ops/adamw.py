@@ -8,6 +8,7 @@ import torch
 
 from grokkernels import dispatch
 from grokkernels.ops import checks
+from grokkernels.ops.overlap import check_apart
 from grokkernels.reference import adamw as reference
 from grokkernels.reference.values import known
 
@@ -131,7 +132,8 @@ def adamw(
 
     Raises:
         TypeError, ValueError: lists or tensors that do not fit together, sparse gradients, a hyperparameter out of
-            range, or a backend that cannot run it.
+            range, or a backend that cannot run it. Tensors that share memory where one of them is updated: ValueError,
+            or RuntimeError from a native kernel.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv:1711.05101.
     """
@@ -170,6 +172,10 @@ def adamw(
         norm = None
     elif norm is None:
         norm = global_norm(grads, backend=chosen)
+    if chosen in ("triton", "reference") and not torch.compiler.is_compiling():  # the others look in their launchers
+        written = {"params": params, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps}
+        named = {f"{name}[{i}]": t for name, tensors in written.items() for i, t in enumerate(tensors)}
+        check_apart(named, {f"grads[{i}]": grad for i, grad in enumerate(grads)})
     if chosen != "reference":
         _adamw.on(chosen)(
             list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), list(steps), norm,

@@ -9,6 +9,7 @@ import torch
 
 from grokkernels import derivatives, dispatch
 from grokkernels.ops import checks
+from grokkernels.ops.overlap import check_apart
 from grokkernels.reference.rotary import rotary as reference
 from grokkernels.reference.rotary import rotary_tables
 
@@ -99,10 +100,10 @@ def rotary(
             when ``B == total``). A compiled graph is specialised on an int: give a tensor where it varies.
         cu_seqlens: ``(B+1,)`` int32 or int64, the first token of each packed sequence: rises from 0 to total.
         interleaved: pairs are ``(2i, 2i + 1)`` instead of ``(i, i + R/2)``.
-        inplace: write into q and k, which may be slices of one tensor, and return them. Without gradients this takes
-            no new memory. Where q or k requires a gradient, the result is computed beside and copied in; a leaf, which
-            PyTorch forbids to change in place, is changed outside autograd and the tensor returned for it is a new
-            one, through which the gradient flows.
+        inplace: write into q and k, which may be slices of one tensor but have no element in common with each other or
+            with the tables, and return them. Without gradients this takes no new memory. Where q or k requires a
+            gradient, the result is computed beside and copied in; a leaf, which PyTorch forbids to change in place, is
+            changed outside autograd and the tensor returned for it is a new one, through which the gradient flows.
         backend: who computes; see `grokkernels.use`.
 
     Returns:
@@ -181,12 +182,6 @@ def _check(
     checks.shape("sin", sin, cos.shape, "of cos")
     if 2 * cos.shape[1] > dim:
         raise ValueError(f"cos must have at most D/2 = {dim / 2:g} columns, got {cos.shape[1]}")
-    if inplace:
-        for name, tensor in (("q", q), ("k", k)):
-            if tensor is None or 0 not in tensor.stride():
-                continue
-            if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
-                raise ValueError(f"{name} must not be expanded (stride 0) for inplace, got strides {tensor.stride()}")
     if packed:
         checks.integers("cu_seqlens", cu_seqlens)
         checks.shape("cu_seqlens", cu_seqlens, (None,), "(B+1,)")
@@ -205,6 +200,11 @@ def _check(
     elif isinstance(positions, bool) or not (positions is None or isinstance(positions, (int, torch.SymInt))):
         raise TypeError(f"positions must be None, an int or an integer tensor, got {type(positions).__name__}")
     checks.same_device(q=q, k=k, cos=cos, sin=sin, cu_seqlens=cu_seqlens, positions=given)
+    if inplace and q is k:
+        raise ValueError("q and k must not be the same tensor for inplace, as it would be turned twice")
+    if inplace and not torch.compiler.is_compiling():
+        tensors = {"cos": cos, "sin": sin, "positions": given, "cu_seqlens": cu_seqlens}
+        check_apart({"q": q} if k is None else {"q": q, "k": k}, {n: t for n, t in tensors.items() if t is not None})
     if q.numel() and checks.readable(q, given, cu_seqlens):
         _check_values(tokens[-1], cos.shape[0], positions, cu_seqlens)
 

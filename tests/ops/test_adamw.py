@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import grokkernels
 from grokkernels import native
-from grokkernels.ops.adamw import global_norm
+from grokkernels.ops.adamw import adamw, global_norm
 from grokkernels.optim import AdamW
 from grokkernels.testing import judge
 from grokkernels.testing.cases import adamw as cases
@@ -501,7 +501,7 @@ def test_shared_memory_is_refused(backend: str) -> None:
         optimizer = AdamW([torch.nn.Parameter(p) for p in params], backend=backend)
         for p in optimizer.param_groups[0]["params"]:
             p.grad = torch.ones_like(p)
-        with pytest.raises(RuntimeError, match="must not share memory with one another"):
+        with pytest.raises(RuntimeError, match="must not share memory, as one of them is written to"):
             optimizer.step()
         assert torch.equal(buffer, torch.ones(12))
     beside = AdamW([torch.nn.Parameter(p) for p in (buffer[6:], buffer[:6])], backend=backend)
@@ -529,3 +529,23 @@ def test_bad_input(change: dict, words: str) -> None:
     lists = {name: [torch.zeros(3)] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")}
     with pytest.raises((TypeError, ValueError), match=words):
         grokkernels.adamw(**{**lists, "steps": [torch.zeros(())], **change})
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton", "reference"])
+def test_tensors_that_share_memory(backend: str) -> None:
+    """An element updated twice, or read as a gradient while it is updated, is refused before anything is written."""
+    memory = torch.arange(100.0)
+    lists = [memory[0:10], memory[10:20], memory[20:30], memory[30:40]]
+    other = [memory[40:50], memory[50:60], memory[60:70], memory[70:80]]
+    for shared in (0, 1, 2, 3):
+        clash = list(other)
+        clash[shared] = memory[5:15] if shared == 1 else memory[25:35]
+        before = memory.clone()
+        steps = [torch.tensor(0.0), torch.tensor(0.0)]
+        with pytest.raises((ValueError, RuntimeError), match=r"must not share memory, as .* is written to"):
+            adamw(*([one, two] for one, two in zip(lists, clash, strict=True)), steps, backend=backend)
+        assert torch.equal(memory, before)
+    step = torch.tensor(0.0)
+    with pytest.raises((ValueError, RuntimeError), match=r"steps.0. and steps.1. must not share memory"):
+        adamw(*([one, two] for one, two in zip(lists, other, strict=True)), [step, step.view(())], backend=backend)
+    adamw(*([one, two] for one, two in zip(lists, other, strict=True)), [step, step.clone()], backend=backend)

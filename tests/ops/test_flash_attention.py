@@ -194,7 +194,7 @@ def test_device_sequences_do_not_see_each_other(dtype: torch.dtype) -> None:
         assert torch.equal(one, other.flatten(0, 1))
 
 
-@pytest.mark.parametrize("layout", ["padded_rows", "strided", "transposed"])
+@pytest.mark.parametrize("layout", ["padded_rows", "strided", "transposed", "misaligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_device_layouts(dtype: torch.dtype, layout: str) -> None:
     """Rows that are read where they lie, and rows that must be copied: between them and after them is poison."""
@@ -202,6 +202,18 @@ def test_device_layouts(dtype: torch.dtype, layout: str) -> None:
         case = cases.case(2, 20, 30, 4, 2, dim, value_dim=value_dim, causal=True)
         verdict = judge.judge(cases.TABLE, case, dtype, "emulated", layout=layout)
         assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("dim", [16, 17])
+def test_device_strides_that_are_nobodys(dim: int) -> None:
+    """A dim of one entry has any stride; rows that torch takes for channels of an image are copied densely."""
+    q = drawn(2, 5, 5, 2, 2, dim)[0]
+    strange = q.as_strided((2, 1, 2, dim), (q.stride(0), 2**40 + 1, dim, 1))
+    image = q.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for x in (strange, image):
+        got = grokkernels.flash_attention(x, x, x, backend="emulated")
+        dense = [x.clone(memory_format=torch.contiguous_format) for _ in range(3)]
+        assert torch.equal(got, grokkernels.flash_attention(*dense, backend="emulated"))
 
 
 @pytest.mark.parametrize("dtype", cases.TABLE.dtypes)

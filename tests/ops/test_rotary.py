@@ -231,10 +231,29 @@ def test_device_reads_nothing_outside(
         ),
         ({"q": torch.ones(5, 2, 8), "cu_seqlens": torch.tensor([0, 6, 5])}, "cu_seqlens must rise from 0"),
         ({"q": torch.ones(5, 2, 8), "cu_seqlens": torch.tensor([0.0, 5.0])}, "cu_seqlens must be one of int32, int64"),
-        ({"q": torch.ones(1, 3, 1, 8).expand(2, 3, 2, 8), "inplace": True}, "q must not be expanded"),
+        ({"q": torch.ones(1, 3, 1, 8).expand(2, 3, 2, 8), "inplace": True}, "q must not lie on itself"),
         ({"q": torch.ones(2, 3, 2, 8).double(), "backend": "cpu"}, "q is torch.float64"),
     ],
 )
 def test_bad_input(arguments: dict, words: str) -> None:
     with pytest.raises((TypeError, ValueError), match=words):
         grokkernels.rotary(**{"q": torch.ones(2, 3, 2, 8), "k": None, "cos": COS, "sin": SIN, **arguments})
+
+
+@pytest.mark.parametrize("backend", ["cpu", "emulated", "triton", "reference"])
+def test_inplace_turns_no_element_twice(backend: str) -> None:
+    """q and k that have an element in common are refused, and nothing is written; neighbours in one tensor are not."""
+    memory = torch.randn(400)
+    before = memory.clone()
+    q = memory[:96].view(2, 3, 2, 8)
+    for k in (q, q[:, :, :1], memory[90:186].view(2, 3, 2, 8)):
+        with pytest.raises(ValueError, match="q and k must not"):
+            grokkernels.rotary(q, k, COS, SIN, inplace=True, backend=backend)
+    windows = memory.as_strided((2, 3, 2, 8), (48, 16, 4, 1))
+    with pytest.raises(ValueError, match="q must not lie on itself"):
+        grokkernels.rotary(windows, None, COS, SIN, inplace=True, backend=backend)
+    with pytest.raises(ValueError, match="q and sin must not share memory"):
+        grokkernels.rotary(q, None, COS, memory[60:124].view(16, 4), inplace=True, backend=backend)
+    assert torch.equal(memory, before)
+    grokkernels.rotary(q, memory[96:192].view(2, 3, 2, 8), COS, SIN, inplace=True, backend=backend)
+    assert not torch.equal(memory, before)
