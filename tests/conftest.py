@@ -34,6 +34,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", table.cases, ids=lambda case: case.name)
     if "dtype" in wanted:
         metafunc.parametrize("dtype", table.dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
+    if "device" in wanted:  # what runs on tensors of the CPU as a GPU would
+        devices = [backend for backend in backends(table) if backend.name in ("emulated", "triton")]
+        metafunc.parametrize("device", devices, ids=str)
+    if "emulated" in wanted:
+        metafunc.parametrize("emulated", [b for b in backends(table) if b.name == "emulated"], ids=str)
     if "backend" in wanted:
         metafunc.parametrize("backend", backends(table), ids=str)
     if "column" in wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from functools import cache
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from grokkernels import dispatch, native
 from grokkernels.testing import judge
 from grokkernels.testing.case import Case, Table
-from grokkernels.testing.fences import LAYOUTS
+from grokkernels.testing.fences import APART, LAYOUTS, SHARING, Fence, held, layout_of
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,69 @@ def native_calls(function: Callable[[], Any]) -> list[tuple[Any, tuple[Any, ...]
     return recorder.calls
 
 
+def tensors_among(value: Any) -> list[torch.Tensor]:
+    """The tensors in the arguments of a native function, in order."""
+    if isinstance(value, (list, tuple)):
+        return [tensor for part in value for tensor in tensors_among(part)]
+    return [value] if isinstance(value, torch.Tensor) else []
+
+
+def called_with_one_misaligned(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], which: int | None
+) -> list[torch.Tensor]:
+    """What a native function returns and what it leaves in its arguments, copies of which lie between fences; number
+    `which` of the tensors is misaligned."""
+    tensors = {str(i): tensor for i, tensor in enumerate(tensors_among(args))}
+    fence = Fence(tensors, {} if which is None else {str(which): "misaligned"})
+    placed = iter(fence.arguments.values())
+
+    def replaced(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [replaced(part) for part in value]
+        return next(placed) if isinstance(value, torch.Tensor) else value
+
+    with judge.nan_outputs():
+        results = function(*replaced(args), **kwargs)
+    mutable = function._schema.is_mutable
+    assert fence.intact() != mutable or not tensors
+    return [*judge.tensors_of(results), *(fence.arguments.values() if mutable else ())]
+
+
 def smallest_tensor(case: Case) -> int:
     """The elements of the smallest tensor among a case's arguments."""
     return min(value.numel() for value in case.arguments().values() if isinstance(value, torch.Tensor))
+
+
+def called(
+    table: Table, arguments: dict[str, Any], backend: str, layout: str, dense: bool
+) -> list[torch.Tensor | None]:
+    """Outputs and gradients of a call in a layout, or of the same numbers in dense tensors."""
+
+    def values(name: str, value: Any) -> Any:
+        return held(value, layout_of(layout, name)) if isinstance(value, torch.Tensor) else value
+
+    fence = Fence({name: values(name, value) for name, value in arguments.items()}, "fenced" if dense else layout)
+    outputs, gradients, _ = judge.run(
+        lambda **kw: table.op(**kw, backend=backend),
+        fence.arguments,
+        table.grad,
+        None,
+        lambda name, cotangent: fence.place(name, values(name, cotangent)),
+    )
+    assert fence.intact()
+    return [*outputs, *gradients]
+
+
+def device_cases(table: Table) -> list[Case]:
+    """The smallest case that has elements, and the smallest whose rows are whole vectors of every dtype."""
+
+    def floats(case: Case) -> list[torch.Tensor]:
+        return [t for t in case.arguments().values() if isinstance(t, torch.Tensor) and t.is_floating_point()]
+
+    sizes = {case: sum(t.numel() for t in floats(case)) for case in table.cases if smallest_tensor(case) > 1}
+    ordered = sorted(sizes, key=sizes.__getitem__)
+    whole = (case for case in ordered if all(t.shape[-1] % 8 == 0 for t in floats(case) if t.dim() > 1))
+    return list(dict.fromkeys([ordered[0], next(whole, ordered[0])]))
 
 
 class CaseTableTests:
@@ -90,18 +151,49 @@ class CaseTableTests:
             verdict = judge.judge(self.table, case, dtype, name)
         assert verdict.passed, f"{verdict.where}: {verdict.ratio:.3g} times what the float64 rule allows"
 
-    @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "fenced"])
+    @pytest.mark.parametrize("layout", [layout for layout in APART if layout not in ("fenced", "misaligned")])
     def test_layouts(self, case: Case, layout: str) -> None:
         verdict = judge.judge(self.table, case, torch.float32, "cpu", layout=layout)
         assert verdict.passed, f"{verdict.where}: {verdict.ratio:.3g} times what the float64 rule allows"
 
-    @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "fenced"])
-    def test_layouts_on_triton(self, layout: str) -> None:
-        """On the two smallest cases that have elements: the launchers ask for contiguous tensors in one way for all."""
-        sizes = {case: smallest_tensor(case) for case in self.table.cases}
-        for case in sorted((c for c in sizes if sizes[c] > 1), key=sizes.__getitem__)[:2]:
-            verdict = judge.judge(self.table, case, torch.float32, "triton", layout=layout)
-            assert verdict.passed, f"{case.name}, {verdict.where}: {verdict.ratio:.3g} times what the rule allows"
+    def test_shared_layouts(self, case: Case) -> None:
+        """Each case in one of the layouts that are read like others and only reach elsewhere."""
+        layouts = ("misaligned", *SHARING)
+        layout = layouts[self.table.cases.index(case) % len(layouts)]
+        verdict = judge.settled(self.table, case, torch.float32, "cpu", layout)
+        assert verdict.passed, f"{layout}, {verdict.where}: {verdict.ratio:.3g} times what the float64 rule allows"
+
+    def test_layouts_on_devices(self, device: Backend) -> None:
+        """The smallest case, and the smallest in whole vectors, in every layout: as the same numbers without gaps."""
+        hopper = device.level == "sm_90"
+        dtype = torch.bfloat16 if hopper else torch.float32
+        *small, whole = device_cases(self.table)
+        for cases, layouts in ((small, APART[1:]), ([whole], ("misaligned", "expanded") if hopper else LAYOUTS[1:])):
+            for case, layout in product([] if hopper and cases is small else cases, layouts):
+                arguments = judge.in_dtype(case.arguments(), dtype)
+                with device.active() as name:
+                    got, expected = (called(self.table, arguments, name, layout, dense) for dense in (False, True))
+                for one, other in zip(got, expected, strict=True):
+                    torch.testing.assert_close(one, other, equal_nan=True, msg=lambda m, at=layout: f"{at}: {m}")
+
+    def test_each_tensor_misaligned(self, emulated: Backend) -> None:
+        """Every tensor that a native function is given, what the forward pass keeps among them, begins between two
+        vectors while the others do not: a kernel looks at each before it reads vectors. (Triton's compiler does so.)"""
+        dtype = torch.bfloat16 if emulated.level == "sm_90" else torch.float32
+        with emulated.active() as name:
+            for case in device_cases(self.table):
+                arguments = judge.in_dtype(case.arguments(), dtype)
+                calls = native_calls(
+                    lambda given=arguments: judge.run(
+                        lambda **kw: self.table.op(**kw, backend=name), given, self.table.grad, None
+                    )
+                )
+                for function, args, kwargs in calls:
+                    expected = called_with_one_misaligned(function, args, kwargs, None)
+                    for i in range(len(tensors_among(args))):
+                        got = called_with_one_misaligned(function, args, kwargs, i)
+                        for one, other in zip(got, expected, strict=True):
+                            torch.testing.assert_close(one, other, equal_nan=True)
 
     def test_reference_is_an_oracle(self, case: Case) -> None:
         """In float64 the reference answers in float64 (what is float32 by contract stays so)."""
