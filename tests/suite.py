@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import product
 from functools import cache
+from itertools import product
 from typing import Any, ClassVar
 
 import pytest

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -18,16 +19,27 @@ class Case:
 
     `build(generator)` returns the keyword arguments. A float64 tensor among them stands for "in the dtype under
     test" and is rounded to it; a float32 tensor is float32 in every run (weights of a gate, rotary tables, an lse);
-    integer tensors and plain values pass as they are.
+    integer tensors and plain values pass as they are. `call` is the `builder` that made the case, and with what.
     """
 
     name: str
     build: Callable[[torch.Generator], Arguments]
     why: str = ""
+    call: tuple[Callable[..., Case], tuple[Any, ...], dict[str, Any]] | None = field(default=None, compare=False)
 
     def arguments(self, draw: int = 0) -> Arguments:
         """The arguments, the same on every call; another `draw` has other numbers of the same kind."""
         return self.build(torch.Generator().manual_seed(zlib.crc32(self.name.encode()) + draw))
+
+
+def builder(function: Callable[..., Case]) -> Callable[..., Case]:
+    """Decorates what makes cases from sizes and options: others, like those in the table, can be drawn from it."""
+
+    @wraps(function)
+    def build(*sizes: Any, **options: Any) -> Case:
+        return replace(function(*sizes, **options), call=(build, sizes, options))
+
+    return build
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from grokkernels.ops.adamw import adamw as contract
 from grokkernels.reference.adamw import adamw_step
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
 def _stepped(
@@ -39,6 +39,7 @@ def reference(*, steps_made: int, options: dict[str, Any], **tensors: torch.Tens
     return _stepped(step, steps_made, tensors, **options)
 
 
+@builder
 def case(*shapes: tuple[int, ...], steps_made: int = 3, grad_std: float = 1.0, why: str = "", **options: Any) -> Case:
     """Parameters of these shapes after some steps; moments as gradients of size grad_std leave them."""
 

@@ -8,9 +8,10 @@ import torch
 
 from grokkernels.ops.cross_entropy import cross_entropy
 from grokkernels.reference.cross_entropy import cross_entropy as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
+@builder
 def case(
     rows: int,
     vocabulary: int,

@@ -8,9 +8,10 @@ import torch
 
 from grokkernels.ops.dual_rms_norm import dual_rms_norm
 from grokkernels.reference.dual_rms_norm import dual_rms_norm as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
+@builder
 def case(*shape: int, weight_dtype: torch.dtype = torch.float64, why: str = "", **options: Any) -> Case:
     """x and residual of this shape, with the options of dual_rms_norm."""
 

@@ -8,7 +8,7 @@ import torch
 
 from grokkernels.ops.flash_attention import flash_attention
 from grokkernels.reference.flash_attention import flash_attention as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
 def extras(generator: torch.Generator, batch: int, heads: int, options: dict[str, Any]) -> Arguments:
@@ -24,6 +24,7 @@ def extras(generator: torch.Generator, batch: int, heads: int, options: dict[str
     return arguments
 
 
+@builder
 def case(
     *shape: int, size: float = 1.0, value_dim: int | None = None, packed: bool = False, why: str = "", **options: Any
 ) -> Case:

@@ -9,10 +9,11 @@ import torch
 
 from grokkernels.ops.flash_attention import flash_attention_varlen
 from grokkernels.reference.flash_attention import flash_attention_varlen as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 from grokkernels.testing.cases.flash_attention import extras
 
 
+@builder
 def case(
     queries: tuple[int, ...],
     keys: tuple[int, ...],

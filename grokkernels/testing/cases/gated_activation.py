@@ -6,9 +6,10 @@ import torch
 
 from grokkernels.ops.gated_activation import KINDS, gated_activation
 from grokkernels.reference.gated_activation import gated_activation as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
+@builder
 def case(*shape: int, kind: str = "gelu_tanh", std: float = 1.0, why: str = "") -> Case:
     """gate and up of this shape; gate of this standard deviation."""
 

@@ -6,9 +6,10 @@ import torch
 
 from grokkernels.ops.grouped_mm import grouped_mm
 from grokkernels.reference.grouped_mm import grouped_mm as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
+@builder
 def case(groups: tuple[int, ...], depth: int, cols: int, *, unused: int = 0, mt: bool = False, why: str = "") -> Case:
     """Groups of these sizes and `unused` rows after them; with mt, w is the transposed view of an (E, N, K) weight."""
 

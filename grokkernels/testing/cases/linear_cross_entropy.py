@@ -8,9 +8,10 @@ import torch
 
 from grokkernels.ops.linear_cross_entropy import linear_cross_entropy
 from grokkernels.reference.linear_cross_entropy import linear_cross_entropy as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
+@builder
 def case(
     rows: int,
     width: int,

@@ -6,9 +6,10 @@ import torch
 
 from grokkernels.ops.merge_attention_states import merge_attention_states
 from grokkernels.reference.merge_attention_states import merge_attention_states as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
+@builder
 def case(*shape: int, spread: float = 1.0, dead: bool = False, why: str = "") -> Case:
     """o1, o2 of shape (B, T, H, D); lse with standard deviation `spread`, partly -inf if `dead`."""
 

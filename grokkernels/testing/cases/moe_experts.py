@@ -9,7 +9,7 @@ import torch
 from grokkernels import ops
 from grokkernels.reference.moe_experts import moe_experts as experts_reference
 from grokkernels.reference.moe_gate import Routing
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 from grokkernels.testing.cases.moe_permute import routing
 
 
@@ -44,6 +44,7 @@ def reference(
     return experts_reference(x, gate_proj, up_proj, down_proj, _routing(weights, indices), **options)
 
 
+@builder
 def case(
     tokens: int | tuple[int, ...],
     cols: int,

@@ -14,11 +14,12 @@ import torch
 
 from grokkernels.ops.moe_gate import moe_gate
 from grokkernels.reference.moe_gate import moe_gate as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 inf, nan = float("inf"), float("nan")
 
 
+@builder
 def case(
     *shape: int,
     top_k: int,

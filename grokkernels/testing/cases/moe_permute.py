@@ -6,7 +6,7 @@ import torch
 
 from grokkernels.ops.moe_permute import moe_permute
 from grokkernels.reference.moe_permute import moe_permute as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
 def routing(generator: torch.Generator, tokens: int, experts: int, top_k: int, how: str = "even") -> torch.Tensor:
@@ -28,6 +28,7 @@ def routing(generator: torch.Generator, tokens: int, experts: int, top_k: int, h
     return indices
 
 
+@builder
 def case(
     tokens: int,
     cols: int,

@@ -7,10 +7,11 @@ import torch
 from grokkernels.ops.moe_permute import moe_unpermute
 from grokkernels.reference.moe_permute import moe_permute
 from grokkernels.reference.moe_permute import moe_unpermute as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 from grokkernels.testing.cases.moe_permute import routing
 
 
+@builder
 def case(
     tokens: int, cols: int, experts: int, top_k: int, how: str = "even", *, capacity: int | None = None, why: str = ""
 ) -> Case:

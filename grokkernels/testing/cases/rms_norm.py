@@ -8,9 +8,10 @@ import torch
 
 from grokkernels.ops.rms_norm import rms_norm
 from grokkernels.reference.rms_norm import rms_norm as reference
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
+@builder
 def case(
     *shape: int, residual: bool = False, weight_dtype: torch.dtype = torch.float64, why: str = "", **options: Any
 ) -> Case:

@@ -9,9 +9,10 @@ import torch
 from grokkernels.ops.rotary import rotary
 from grokkernels.reference.rotary import rotary as reference
 from grokkernels.reference.rotary import rotary_tables
-from grokkernels.testing.case import Arguments, Case, Table, normal
+from grokkernels.testing.case import Arguments, Case, Table, builder, normal
 
 
+@builder
 def case(
     *shape: int,
     kv_heads: int | None = None,
