@@ -194,6 +194,15 @@ def home(backend: str) -> str:
     return "cpu"
 
 
+def unusable(backend: str) -> str | None:
+    """Why no kernel of this backend runs here at all, as a sentence; None when they do."""
+    if backend == "reference":
+        return None
+    if backend == "cuda" and native.cuda is not None and not torch.cuda.is_available():
+        return f"built for {native.cuda.architectures}, but torch finds no NVIDIA GPU or driver"
+    return _unusable(backend, torch.device(home(backend)))
+
+
 def native_dtypes(**tensors: torch.Tensor | None) -> str | None:
     """The reason of a native backend against a dtype; all tensors given must share one of NATIVE_DTYPES."""
     first: torch.dtype | None = None

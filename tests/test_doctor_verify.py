@@ -8,9 +8,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from grokkernels import native, waiting
+from grokkernels import dispatch, native, triton, waiting
 from grokkernels.cli import main
-from grokkernels.testing import verify
+from grokkernels.testing import judge, verify
 from grokkernels.testing.cases import tables
 
 
@@ -48,7 +48,19 @@ def test_doctor_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verify_one_op() -> None:
     done = run("verify", "--op", "rms_norm", "--quick")
     assert done.exit_code == 0, done.stdout
+    assert "27 of" in done.stdout  # nine in each dtype
     assert "0 failed" in done.stdout
+
+
+@pytest.mark.parametrize("backend", dispatch.BACKENDS)
+def test_quick_is_every_op_and_little_work(backend: str) -> None:
+    """Counted, not timed: a few small cases of every table."""
+    for name, table in tables().items():
+        cases = verify.quick_cases(table, backend)
+        assert 1 <= len(cases) <= verify.QUICK[backend], name
+        for case in cases:
+            tensors = [value for value in case.arguments().values() if isinstance(value, torch.Tensor)]
+            assert judge.FEW <= sum(tensor.numel() for tensor in tensors) <= 300_000, f"{name} {case.name}"
 
 
 def test_verify_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,10 +85,17 @@ def test_verify_sees_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--op", "rms"), "--op names no op: 'rms'; allowed are"),
         (("--backend", "gpu"), "--backend names no backend: 'gpu'; allowed are"),
         (("--backend", "cuda"), "--backend cuda cannot run"),
+        (
+            ("--backend", "triton", "--old"),
+            "--backend triton cannot run: triton 3.5.1 is installed; grokkernels needs 3.6",
+        ),
     ],
 )
-def test_verify_mistakes(arguments: tuple[str, ...], words: str) -> None:
-    done = run("verify", *arguments)
+def test_verify_mistakes(arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "--old" in arguments:
+        monkeypatch.setattr(triton, "load_error", lambda: "triton 3.5.1 is installed; grokkernels needs 3.6 or newer")
+    done = run("verify", *(word for word in arguments if word != "--old"))
     assert done.exit_code == 1
     assert words in done.output
+    assert done.output.count("\n") == 1
     assert "Traceback" not in done.output

@@ -74,7 +74,7 @@ def test_files(op: str) -> list[Path]:
 
 def files(kind: str, op: str) -> set[Path]:
     """All that the copy holds."""
-    building = {ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "tools/build_backend.py")}
+    building = {ROOT / "pyproject.toml", ROOT / "tools" / "build_backend.py"}
     native = dependencies.native(op, KINDS[kind].column)
     return native | dependencies.python(roots(kind, op)) | dependencies.contract(op) | building
 
@@ -87,6 +87,9 @@ def copy(kind: str, op: str) -> Path:
         place = old.relative_to(folder)
         if place.parts[0] != "build" and place not in wanted:
             old.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("README.md", "LICENSE"):  # named in pyproject.toml, whatever stands in them
+        (folder / name).touch()
     for place in wanted:
         target = folder / place
         target.parent.mkdir(parents=True, exist_ok=True)
