@@ -22,8 +22,9 @@ ALLOWED = {
     "triton": set(),
     "reference": set(),
     "derivatives": set(),
+    "overlap": set(),
     "dispatch": {"derivatives", "native", "preference", "triton"},
-    "ops": {"derivatives", "dispatch", "reference"},
+    "ops": {"derivatives", "dispatch", "overlap", "reference"},
     "nn": {"ops"},
     "optim": {"ops"},
     "models": {"nn", "optim", "ops"},
@@ -34,6 +35,7 @@ ALLOWED = {
 THIRD_PARTIES = {
     "reference": {"torch"},
     "derivatives": {"torch"},
+    "overlap": {"torch"},
     "dispatch": {"torch"},
     "ops": {"torch"},
     "native": {"torch"},

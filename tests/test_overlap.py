@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from grokkernels.ops.overlap import check_apart
+from grokkernels.overlap import check_apart
 
 MEMORY = torch.zeros(1000)
 

@@ -56,7 +56,7 @@ def bring(version: str) -> list[str]:
         pass
     folder = FOLDER / version
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "lock").open("w") as lock:  # several may want it at a time
+    with FOLDER.with_suffix(".lock").open("w") as lock:  # several may want it at a time
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():
             return [str(folder)]

@@ -8,7 +8,7 @@ import torch
 
 from grokkernels import dispatch
 from grokkernels.ops import checks
-from grokkernels.ops.overlap import check_apart
+from grokkernels.overlap import check_apart
 from grokkernels.reference import adamw as reference
 from grokkernels.reference.values import known
 

@@ -9,7 +9,7 @@ import torch
 
 from grokkernels import derivatives, dispatch
 from grokkernels.ops import checks
-from grokkernels.ops.overlap import check_apart
+from grokkernels.overlap import check_apart
 from grokkernels.reference.rotary import rotary as reference
 from grokkernels.reference.rotary import rotary_tables
 

@@ -71,16 +71,18 @@ def _dot(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
 
 
 def _matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """a (..., M, K) @ b (..., K, N): sums over eight k, one after another, then over these sums in the same way.
+    """a (..., M, K) @ b (..., K, N): sums over eight k, rounded once as by a tensor core; then these, one after another.
 
     Both operands are made contiguous, so that einsum's innermost loop runs along N, whatever M is.
     """
     a, b = (np.ascontiguousarray(x, dtype) for x in (a, b))
+    result = np.result_type(a, b)
+    exact = np.float64 if result == np.float32 else result
     depth = math.gcd(a.shape[-1], _DEPTH)
-    left = a.reshape(*a.shape[:-1], -1, depth)
-    right = b.reshape(*b.shape[:-2], -1, depth, b.shape[-1])
-    sums = np.einsum("...msk,...skn->s...mn", left, right)
-    return sums.sum(0, dtype=sums.dtype)
+    left = a.reshape(*a.shape[:-1], -1, depth).astype(exact)
+    right = b.reshape(*b.shape[:-2], -1, depth, b.shape[-1]).astype(exact)
+    sums = np.einsum("...msk,...skn->s...mn", left, right).astype(result)
+    return sums.sum(0, dtype=result)
 
 
 def _fma(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
