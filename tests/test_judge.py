@@ -192,6 +192,7 @@ def two_units(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(judge, "every", lambda: pair)
     monkeypatch.setattr(ledger.read, "__defaults__", (book,))
     monkeypatch.setattr(ledger.write, "__defaults__", (book,))
+    monkeypatch.setattr(ledger.record, "__defaults__", (book,))
     return book
 
 

@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from judging import ledger
@@ -69,12 +69,15 @@ def commit() -> str:
     return done.stdout.strip() or "no commit"
 
 
-def judge_all(units: list[Unit], jobs: int) -> list[Verdict]:
-    """In the order given, `jobs` at a time, a line for each as it ends."""
+def judge_all(units: list[Unit], jobs: int, *, record: bool) -> list[Verdict]:
+    """`jobs` at a time, a line for each as it ends; it is written down then."""
     verdicts: list[Verdict] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for verdict in pool.map(judge, units):
+        for done in as_completed([pool.submit(judge, unit) for unit in units]):
+            verdict = done.result()
             verdicts.append(verdict)
+            if record:
+                ledger.record(verdict.unit, verdict.passed)
             print(f"{'passed' if verdict.passed else 'FAILED'} {verdict.unit.name} {verdict.seconds:.0f} s", flush=True)
             if not verdict.passed:
                 print(verdict.output[-6000:], flush=True)
@@ -114,14 +117,12 @@ def main() -> int:
     for unit in drawn:
         print(f"drawn {unit.name}")
     began = time.monotonic()
-    verdicts = judge_all(unknown + drawn, options.jobs)
-    passed = {verdict.unit.name: verdict.unit.hash() for verdict in verdicts if verdict.passed}
-    failed = [verdict.unit.name for verdict in verdicts if not verdict.passed]
-    if options.write or options.all:
+    if options.write or options.all:  # units that are no more
         names = {unit.name for unit in known}
-        kept = {name: hash_ for name, hash_ in judged.items() if name in names and name not in failed}
-        ledger.write(kept | passed)
-    print(f"{len(passed)} passed, {len(failed)} failed, {time.monotonic() - began:.0f} s")
+        ledger.write({name: hash_ for name, hash_ in ledger.read().items() if name in names})
+    verdicts = judge_all(unknown + drawn, options.jobs, record=options.write or options.all)
+    failed = [verdict.unit.name for verdict in verdicts if not verdict.passed]
+    print(f"{len(verdicts) - len(failed)} passed, {len(failed)} failed, {time.monotonic() - began:.0f} s")
     for name in failed:
         print(f"FAILED {name}")
     return 1 if failed else 0

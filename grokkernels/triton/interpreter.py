@@ -71,7 +71,7 @@ def _dot(original: Callable[..., TensorHandle]) -> Callable[..., TensorHandle]:
 
 
 def _matmul(a: np.ndarray, b: np.ndarray, dtype: Any = None) -> np.ndarray:
-    """a (..., M, K) @ b (..., K, N): sums over eight k, rounded once as by a tensor core; then these, one after another.
+    """a (..., M, K) @ b (..., K, N): sums over eight k, rounded once as by a tensor core, then these in their order.
 
     Both operands are made contiguous, so that einsum's innermost loop runs along N, whatever M is.
     """

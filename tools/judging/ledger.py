@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterable
@@ -64,6 +65,15 @@ def write(judged: dict[str, str], path: Path = LEDGER) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def record(unit: Unit, passed: bool, path: Path = LEDGER) -> None:
+    """Writes down what came of a unit: its hash, or nothing. Several may judge at a time."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        judged = read(path)
+        judged.pop(unit.name, None)
+        write(judged | ({unit.name: unit.hash()} if passed else {}), path)
 
 
 def is_drawn(name: str, draw: str) -> bool:
