@@ -110,8 +110,13 @@ def python(roots: Iterable[Path]) -> set[Path]:
 
 @functools.cache
 def imported(path: Path) -> list[Path]:
-    """The files of the tree that one file imports itself, and the packages that it stands in."""
+    """The files of the tree that one file imports itself, the packages that it stands in, and its data."""
+    if path.suffix != ".py":
+        return []
     found = packages(path)
+    data = path.with_suffix(".json")  # that a module of the package reads
+    if data.is_file() and path.is_relative_to(ROOT / "grokkernels"):
+        found.append(data)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
