@@ -34,6 +34,26 @@ def test_a_seed_repeats_its_call() -> None:
     assert len({str(fuzz.drawn("gated_activation", "cpu", seed)) for seed in range(8)}) == 8
 
 
+def test_gradients_that_are_nothing_but_cancellation() -> None:
+    """A norm of one column is +-1: its gradient, far below a rounding of its terms, is not judged; others are."""
+    table = tables()["rms_norm"]
+
+    def gradients(cols: int, eps: float) -> list[bool]:
+        x = 64 * torch.randn(65, cols, generator=torch.Generator().manual_seed(0))
+        arguments = {"x": x, "weight": torch.full((cols,), 1.3), "eps": eps}
+        runs = [judge.run(table.reference, a, ("x",), None)[1] for a in (arguments, judge.in_float64(arguments))]
+        return [fuzz.nothing_but_cancellation(low, oracle) for low, oracle in zip(*runs, strict=True)]
+
+    assert gradients(1, 1e-5) == [True]
+    assert gradients(1, 2000.0) == gradients(2, 1e-5) == gradients(67, 1e-5) == [False]
+
+
+def test_a_sum_of_no_terms_is_not_drawn() -> None:
+    """Seed 1000 once drew top_k = 0, of which the reference has no gradient."""
+    call = fuzz.drawn("moe_unpermute", "emulated", 1000)
+    assert judge.run(call.table.reference, call.case.arguments(), call.table.grad, None)[2], str(call)
+
+
 def test_a_fault_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that takes its gate for contiguous: wrong in some layouts only, and each time."""
     table = tables()["gated_activation"]

@@ -42,7 +42,7 @@ from grokkernels.testing.fences import LAYOUTS  # noqa: E402
 SIZES = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 48, 63, 64, 65, 80, 96, 100, 127, 128, 129, 200, 257)
 # Elements of all arguments of a call together.
 LARGEST = {"cpu": 60_000, "reference": 60_000, "emulated": 6_000, "triton": 1_500}
-SECONDS_OF_A_CALL = 120
+SECONDS_OF_A_CALL = 600
 SCALES = (1.0,) * 8 + (2.0**-12, 2.0**-6, 2.0**6, 2.0**12)
 
 
@@ -74,15 +74,31 @@ def drawn(op: str, backend: str, seed: int) -> Call:
             if rng.random() < 0.6:  # each tensor in a layout of its own
                 names = [*tensors, *(f"cotangent {i}" for i in range(4))]
                 layout = {name: rng.choice(["fenced", "misaligned", f"drawn {rng.random()}"]) for name in names}
-            for widened in (judge.in_float64(arguments), arguments):
-                outputs, gradients, _ = judge.run(table.reference, widened, table.grad, None)
+            _, oracle, _ = judge.run(table.reference, judge.in_float64(arguments), table.grad, None)
+            outputs, gradients, cotangents = judge.run(table.reference, arguments, table.grad, None)
             finite = all(t.isfinite().all() for t in [*outputs, *gradients] if t is not None)
             if scale != 1.0 and not finite:
                 continue  # the reference overflows itself
+            if not cotangents and any(name in tensors for name in table.grad):
+                continue  # a sum of no terms: PyTorch derives nothing from it, and there is no gradient to compare with
+            if any(map(nothing_but_cancellation, gradients, oracle)):
+                continue
             table.op(**arguments, backend="reference")
         except (TypeError, ValueError, AssertionError, RuntimeError, IndexError, ZeroDivisionError):
             continue  # sizes and options that do not go together
         return Call(table, case, dtype, layout)
+
+
+def nothing_but_cancellation(low: torch.Tensor | None, oracle: torch.Tensor | None) -> bool:
+    """Whether most numbers of the reference's gradient, zeros apart, have no digit right: they err by more than all.
+
+    Then terms that cancel are all there is (the norm of a single column is +-1 whatever x is), and the rule would
+    compare how the reference and the kernel happen to round them.
+    """
+    if low is None or oracle is None:
+        return False
+    wrong = (low.double() - oracle).abs() > oracle.abs()
+    return bool(wrong[low != 0].double().mean() > 0.5)
 
 
 def _drawn_case(table: Table, rng: random.Random) -> Case:
