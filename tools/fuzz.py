@@ -1,5 +1,7 @@
 """Calls of every op with drawn sizes, options, dtypes, layouts and magnitudes, each judged against float64.
 
+    python tools/fuzz.py                    every op on every backend and level of this machine, some calls of each
+    python tools/fuzz.py --times 10         ten times as many
     python tools/fuzz.py --backend cpu --level avx2 --op rms_norm --calls 500 --seed 7
 
 A call is drawn from its seed alone: from a case of the op's table, whose sizes and options are changed (every
@@ -22,6 +24,7 @@ import select
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +47,8 @@ from grokkernels.testing.fences import LAYOUTS  # noqa: E402
 SIZES = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 48, 63, 64, 65, 80, 96, 100, 127, 128, 129, 200, 257)
 # Elements of all arguments of a call together.
 LARGEST = {"cpu": 60_000, "reference": 60_000, "emulated": 6_000, "triton": 1_500}
+# Calls of each op on each level, where none are given: half a minute together.
+CALLS = {"cpu": 120, "emulated": 40, "triton": 12}
 SECONDS_OF_A_CALL = 600
 SCALES = (1.0,) * 8 + (2.0**-12, 2.0**-6, 2.0**6, 2.0**12)
 
@@ -202,14 +207,44 @@ def _scaled(case: Case, scale: float, seed: int) -> Case:
     return Case(case.name + (f" times {scale:g}" if scale != 1.0 else ""), build)
 
 
-def worker(ops: list[str], backend: str, level: str | None, seeds: range) -> None:
-    """Judges the calls of these seeds, each of every op, and prints a line before and after each."""
+@dataclass(frozen=True)
+class Place:
+    """Where a call of an op runs."""
+
+    op: str
+    backend: str
+    level: str | None  # of the CPU, or the emulated architecture
+
+    @property
+    def column(self) -> str:
+        return f"{self.backend} {self.level or ''}".strip()
+
+
+def planned(given: argparse.Namespace) -> list[tuple[Place, int]]:
+    """The calls, each with its seed: every column has made the same share of its own at any time."""
+    found = []
+    for name, table in tables().items():
+        supports = dispatch.ROWS[table.name].supports
+        for backend in CALLS:
+            needed = "cuda" if backend == "emulated" else backend
+            built = native.emulated is not None or backend != "emulated"
+            if needed in supports and built and given.op in (None, name) and given.backend in (None, backend):
+                calls = given.calls if given.calls is not None else CALLS[backend] * given.times
+                for level in judge.levels(table, backend):
+                    if given.level in (None, level):
+                        found += [(n / calls, Place(name, backend, level), given.seed + n) for n in range(calls)]
+    return [(place, seed) for _, place, seed in sorted(found, key=lambda one: one[0])]
+
+
+def worker(calls: list[tuple[Place, int]], first: int) -> None:
+    """Judges the calls from the `first`, and prints a line before and after each."""
     torch.set_num_threads(2)
-    with judge.at_level(level):
-        for number in seeds:
-            seed, op = divmod(number, len(ops))
-            print(json.dumps({"number": number}), flush=True)
-            print(json.dumps({"number": number, "fault": fault_of(ops[op], backend, seed)}), flush=True)
+    for number in range(first, len(calls)):
+        place, seed = calls[number]
+        print(json.dumps({"number": number}), flush=True)
+        with judge.at_level(place.level):
+            fault = fault_of(place.op, place.backend, seed)
+        print(json.dumps({"number": number, "fault": fault}), flush=True)
 
 
 def fault_of(op: str, backend: str, seed: int) -> str | None:
@@ -224,33 +259,15 @@ def fault_of(op: str, backend: str, seed: int) -> str | None:
     return None if verdict.passed else f"{call}: {verdict.where} is {verdict.ratio:.3g} times what is allowed"
 
 
-def columns(backend: str | None, level: str | None, op: str | None) -> dict[tuple[str, str | None], list[str]]:
-    """The ops of each (backend, level) that is asked for and runs on this machine."""
-    found: dict[tuple[str, str | None], list[str]] = {}
-    for name, table in tables().items():
-        supports = dispatch.ROWS[table.name].supports
-        for column in ("cpu", "emulated", "triton"):
-            needed = "cuda" if column == "emulated" else column
-            built = native.emulated is not None or column != "emulated"
-            if needed in supports and built and op in (None, name) and backend in (None, column):
-                for one in judge.levels(table, column):
-                    if level in (None, one):
-                        found.setdefault((column, one), []).append(name)
-    return found
-
-
-def run(
-    ops: list[str], backend: str, level: str | None, numbers: range, until: float
-) -> Iterator[tuple[int, str | None]]:
-    """(number, fault) of calls in a process, begun anew after one that dies. Call n is of op n % len(ops)."""
-    first = numbers.start
-    while first < numbers.stop and time.monotonic() < until:
-        command = [sys.executable, __file__, "--worker", ",".join(ops), "--backend", backend, "--seed", str(first)]
-        command += ["--calls", str(numbers.stop - first), *(["--level", level] if level else [])]
+def run(calls: int, until: float) -> Iterator[tuple[int, str | None]]:
+    """(number, fault) of calls in a process, begun anew after one that dies."""
+    first = 0
+    while first < calls and time.monotonic() < until:
+        command = [sys.executable, __file__, *sys.argv[1:], "--worker", str(first)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
             assert process.stdout is not None
             at = begun = first
-            while first < numbers.stop and (time.monotonic() < until or begun == first):
+            while first < calls and (time.monotonic() < until or begun == first):
                 ready, _, _ = select.select([process.stdout], [], [], SECONDS_OF_A_CALL)
                 line = process.stdout.readline() if ready else b""
                 if not line:
@@ -271,35 +288,34 @@ def run(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", choices=sorted(tables()))
-    parser.add_argument("--backend", choices=("cpu", "emulated", "triton"))
+    parser.add_argument("--backend", choices=tuple(CALLS))
     parser.add_argument("--level", help="an instruction-set level, or sm_80 and sm_90 of the emulated device")
-    parser.add_argument("--calls", type=int, default=20, help="of each op on each backend and level")
+    parser.add_argument("--calls", type=int, help=f"of each op on each backend and level; when not given, {CALLS}")
+    times = int(os.environ.get("GROKKERNELS_FUZZ", "1"))
+    parser.add_argument("--times", type=int, default=times, help="as many; $GROKKERNELS_FUZZ when not given")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="for all together")
     parser.add_argument("--seed", type=int, default=0, help="the first; the calls that follow have the next ones")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.worker:
-        worker(given.worker.split(","), given.backend, given.level, range(given.seed, given.seed + given.calls))
+    calls = planned(given)
+    if given.worker is not None:
+        worker(calls, given.worker)
         return 0
-    found = columns(given.backend, given.level, given.op)
-    if not found:
+    if not calls:
         parser.error("nothing on this machine is that op, backend and level")
-    began, calls, faults = time.monotonic(), 0, 0
-    for i, ((backend, level), ops) in enumerate(found.items()):
-        left = given.seconds - (time.monotonic() - began)
-        numbers = range(given.seed * len(ops), (given.seed + given.calls) * len(ops))
-        made = 0
-        for number, fault in run(ops, backend, level, numbers, time.monotonic() + left / (len(found) - i)):
-            made += 1
-            if fault is not None:
-                faults += 1
-                seed, op = divmod(number, len(ops))
-                at = f"--op {ops[op]} --backend {backend}" + (f" --level {level}" if level else "")
-                print(f"python tools/fuzz.py {at} --seed {seed} --calls 1\n    {fault}", flush=True)
-        calls += made
-        print(f"{backend} {level or ''}: {made} calls of {len(ops)} ops from seed {given.seed}", flush=True)
-    print(f"{calls} calls, {faults} failures, {time.monotonic() - began:.0f} s")
-    return 1 if faults else 0
+    began = time.monotonic()
+    made, faults = Counter[str](), Counter[str]()
+    for number, fault in run(len(calls), began + given.seconds):
+        place, seed = calls[number]
+        made[place.column] += 1
+        if fault is not None:
+            faults[place.column] += 1
+            at = f"--op {place.op} --backend {place.backend}" + (f" --level {place.level}" if place.level else "")
+            print(f"python tools/fuzz.py {at} --seed {seed} --calls 1\n    {fault}", flush=True)
+    for column, count in made.items():
+        print(f"{column}: {count} calls, {faults[column]} failures")
+    print(f"{made.total()} calls, {faults.total()} failures, {time.monotonic() - began:.0f} s")
+    return 1 if faults.total() else 0
 
 
 if __name__ == "__main__":
