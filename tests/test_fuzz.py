@@ -100,3 +100,15 @@ def test_the_command() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "tools/fuzz.py"), *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 calls, 0 failures" in done.stdout
+
+
+def test_draws_that_no_kernel_need_pass() -> None:
+    """Of seed 3120 some draws ignore all targets, and in others the gradient of x is nothing but cancellation."""
+    call = fuzz.drawn("linear_cross_entropy", "emulated", 3120)
+    posed = fuzz._posed(call)
+    kinds = [fuzz.well_posed(call, call.case.arguments(n)) for n in range(9)]
+    assert True in kinds
+    assert False in kinds
+    assert all(fuzz.well_posed(call, posed.arguments(n)) for n in range(9))
+    first, again = call.case.arguments(), posed.arguments()
+    assert all(torch.equal(first[name], again[name]) for name in ("x", "weight", "targets"))
