@@ -5,8 +5,9 @@
 
 The key holds what the choice depends on, widths and dtypes; never a number of tokens, so lengths that change from call
 to call are no reason to measure. The file is `$GROKKERNELS_TUNING_DIR` or `~/.cache/grokkernels`, `triton-<GPU>.json`;
-what cannot be written there (one warning says so) is measured again by the next process. `pin` overrules both for as long as it is open. In
-the interpreter, and where GROKKERNELS_TUNING=off, the first configuration, the one predicted to be best, is taken.
+what cannot be written there (one warning says so) is measured again by the next process. `pin` overrules both for as
+long as it is open. In the interpreter, and where GROKKERNELS_TUNING=off, the first configuration, the one predicted to
+be best, is taken.
 """
 
 from __future__ import annotations
