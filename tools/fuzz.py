@@ -48,7 +48,7 @@ SIZES = (1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 48, 63, 64, 65, 80
 # Elements of all arguments of a call together.
 LARGEST = {"cpu": 60_000, "reference": 60_000, "emulated": 6_000, "triton": 1_500}
 # Calls of each op on each level, where none are given: half a minute together.
-CALLS = {"cpu": 120, "emulated": 40, "triton": 12}
+CALLS = {"cpu": 80, "emulated": 30, "triton": 8}
 SECONDS_OF_A_CALL = 600
 SCALES = (1.0,) * 8 + (2.0**-12, 2.0**-6, 2.0**6, 2.0**12)
 
