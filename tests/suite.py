@@ -176,16 +176,6 @@ class CaseTableTests:
                 for one, other in zip(got, expected, strict=True):
                     torch.testing.assert_close(one, other, equal_nan=True, msg=lambda m, at=layout: f"{at}: {m}")
 
-    def test_far_offsets(self, backend: Backend) -> None:
-        """The same cases with offsets that need more than 32 bits. (Of Triton's the fuzzer draws a few.)"""
-        if backend.name not in ("cpu", "emulated"):
-            pytest.skip("takes long where kernels are interpreted, and memory on a GPU")
-        dtype = torch.bfloat16 if backend.level == "sm_90" else torch.float32
-        with backend.active() as name:
-            for case, seed in product(device_cases(self.table), range(3)):
-                verdict = judge.settled(self.table, case, dtype, name, f"far {seed}")
-                assert verdict.passed, f"{case.name}, far {seed}, {verdict.where}: {verdict.ratio:.3g}"
-
     def test_each_tensor_misaligned(self, emulated: Backend) -> None:
         """Every tensor that a native function is given, what the forward pass keeps among them, begins between two
         vectors while the others do not: a kernel looks at each before it reads vectors. (Triton's compiler does so.)"""

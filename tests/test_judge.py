@@ -19,8 +19,6 @@ from judging import dependencies, ledger, units
 from judging.dependencies import CSRC
 from judging.ledger import Unit
 
-from grokkernels.testing.cases import tables
-
 NINJA = shutil.which("ninja") or str(Path(sys.executable).parent / "ninja")
 BUILDS = {"emulated": emulated_build(), "cpu": emulated_build().parent / "cpu"}
 
@@ -113,14 +111,13 @@ def changed(path: str, known: list[Unit], monkeypatch: pytest.MonkeyPatch) -> se
     [
         (
             "csrc/cuda/flash_attention/scores.cuh",
-            r"(cuda-check|ptx|schedules|table|fuzz|device|races|no-bug)/flash_attention"
+            r"(cuda-check|ptx|schedules|table|device|races|no-bug)/flash_attention"
             r"|bug/(keys-are|values-are|nobody|no-fence-(after-the|between-(copied|clearing-(values|queries|keys))))",
         ),
-        ("csrc/cpu/norm.h", r"(memory|fuzz)/(dual_)?rms_norm|cpp/"),
-        ("grokkernels/triton/rotary.py", r"(table|fuzz|triton-check|triton-ptx|triton-version)/rotary"),
+        ("csrc/cpu/norm.h", r"memory/(dual_)?rms_norm|cpp/"),
+        ("grokkernels/triton/rotary.py", r"(table|triton-check|triton-ptx|triton-version)/rotary"),
         ("grokkernels/ops/moe_gate.py", r".*/moe_gate"),
         ("tools/cuda_check.py", "cuda-check/"),
-        ("tools/fuzz.py", "fuzz/"),
         ("docs/design.md", "none"),
     ],
 )
@@ -137,7 +134,6 @@ def test_a_header_leads_to_every_unit_that_runs_it(known: list[Unit], monkeypatc
     found = changed("csrc/cuda/flash_attention/scores.cuh", known, monkeypatch)
     wanted = {f"{kind}/flash_attention-sm_{n}" for kind in ("ptx", "schedules") for n in (80, 90)}
     wanted |= {f"{kind}/flash_attention" for kind in ("device", "races", "no-bug")} | {"table/flash_attention-emulated"}
-    wanted |= {"fuzz/flash_attention", "fuzz/flash_attention_varlen"}
     wanted |= {f"cuda-check/flash_attention/{way}_sm{n}" for way in ("forward", "backward") for n in (80, 90)}
     assert wanted <= found
 
@@ -174,16 +170,6 @@ def test_every_long_test_is_a_unit(known: list[Unit]) -> None:
     assert nodes <= {word for unit in known for word in unit.command}
 
 
-def test_every_table_is_fuzzed(known: list[Unit]) -> None:
-    """By a unit that hangs on the cases it draws from, and on every kernel of the op."""
-    files = {unit.name.partition("/")[2]: unit.files for unit in known if unit.kind == "fuzz"}
-    assert files.keys() == tables().keys()
-    for name, those in files.items():
-        op = dependencies.op_of(name)
-        assert ROOT / "grokkernels" / "testing" / "cases" / f"{name}.py" in those
-        assert {*dependencies.kernels(op, "cpu"), *dependencies.kernels(op, "cuda")} <= those
-
-
 def test_the_draw() -> None:
     """A tenth each time, another one each time; a line that should not stand there is drawn by 44 runs in 99 of 100."""
     names = [f"kind/{n}" for n in range(500)]
@@ -192,23 +178,6 @@ def test_the_draw() -> None:
     assert 40 <= sum(tenth) / len(tenth) <= 60
     found = [next(n for n, commit in enumerate(commits, 1) if ledger.is_drawn(name, commit)) for name in names]
     assert sum(n <= 44 for n in found) >= 0.98 * len(names)
-
-
-def elsewhere(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ledger is this file."""
-    for function in (ledger.read, ledger.write, ledger.record):
-        monkeypatch.setattr(function, "__defaults__", (book,))
-
-
-def test_everything_is_judged_at_length(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Ten times the fuzzer's calls, unless the environment says how many."""
-    elsewhere(tmp_path / "ledger.tsv", monkeypatch)
-    long = Unit("fuzz/one", ("sh", "-c", 'test "${GROKKERNELS_FUZZ:-1}" = 10'), frozenset())
-    monkeypatch.setattr(judge, "every", lambda: [long])
-    monkeypatch.delenv("GROKKERNELS_FUZZ", raising=False)
-    assert [run(monkeypatch=monkeypatch), run("--all", monkeypatch=monkeypatch)] == [1, 0]
-    monkeypatch.setenv("GROKKERNELS_FUZZ", "2")
-    assert run("--all", monkeypatch=monkeypatch) == 1
 
 
 @pytest.fixture
@@ -221,7 +190,9 @@ def two_units(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     book = tmp_path / "ledger.tsv"
     ledger.write({unit.name: unit.hash() for unit in pair}, book)
     monkeypatch.setattr(judge, "every", lambda: pair)
-    elsewhere(book, monkeypatch)
+    monkeypatch.setattr(ledger.read, "__defaults__", (book,))
+    monkeypatch.setattr(ledger.write, "__defaults__", (book,))
+    monkeypatch.setattr(ledger.record, "__defaults__", (book,))
     return book
 
 

@@ -123,49 +123,6 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.returncode == 0
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_a_thread_that_waits_sleeps() -> None:
-    """Threads add to dq in turns. One that waits for a thread without a core uses no more time than its own work takes.
-
-    The other thread gets a hundredth of its core, which is kept busy: a loop that yields runs all that while.
-    """
-    program = """
-import os, subprocess, sys, time, torch, grokkernels
-
-def backward():
-    o = grokkernels.flash_attention(q, k, v, backend="cpu")
-    began = time.thread_time()
-    torch.autograd.grad(o, (q, k, v), torch.ones_like(o))
-    return time.thread_time() - began
-
-q, k, v = (torch.randn(1, rows, 1, 128, requires_grad=True) for rows in (256, 2304, 2304))
-torch.set_num_threads(1)
-backward()
-alone = sum(backward() for _ in range(4))
-torch.set_num_threads(2)
-backward()
-fast, slow = sorted(os.sched_getaffinity(0))[:2]
-for thread in map(int, os.listdir("/proc/self/task")):
-    os.sched_setaffinity(thread, {fast if thread == os.getpid() else slow})
-    if thread != os.getpid():
-        os.setpriority(os.PRIO_PROCESS, thread, 19)
-endless = f"import os; os.sched_setaffinity(0, [{slow}]); any(iter(int, 1))"
-burner = subprocess.Popen([sys.executable, "-c", endless])
-try:
-    waiting = sum(backward() for _ in range(4))
-finally:
-    burner.kill()
-print(alone, waiting)
-sys.exit(waiting > 4 * alone)
-"""
-    environment = {name: value for name, value in os.environ.items() if name not in waiting.SETTINGS}
-    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # OpenMP's own waits at the end of a region
-    done = subprocess.run(
-        [sys.executable, "-c", program], timeout=600, check=False, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

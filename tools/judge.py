@@ -3,8 +3,7 @@
     python tools/judge.py                 what CI does: every unit that the ledger does not know as it is now, and a
                                           tenth of the others, drawn by the commit; the ledger stays as it is
     python tools/judge.py --write         every unit that the ledger does not know; those that pass are written down
-    python tools/judge.py --all           every unit, whatever the ledger says, with ten times the fuzzer's calls; the
-                                          ledger is written anew
+    python tools/judge.py --all           every unit, whatever the ledger says; the ledger is written anew
     python tools/judge.py ptx/rms_norm    those whose names begin so;  --list prints them and judges nothing
 
 A unit is a kernel's build held to its budget, a kernel as PTX, a planted bug, an op under a sanitizer, and so on
@@ -28,7 +27,6 @@ from judging.ledger import Unit
 from judging.units import PYTHON, every
 
 LIMIT = 1800  # seconds for one unit
-LONG = {"GROKKERNELS_FUZZ": "10"}  # what makes units longer where everything is judged
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,11 @@ class Verdict:
     output: str
 
 
-def judge(unit: Unit, environment: dict[str, str]) -> Verdict:
-    """Runs the unit's command in this tree; `environment` is that of every unit."""
+def judge(unit: Unit) -> Verdict:
+    """Runs the unit's command in this tree."""
     began = time.monotonic()
     words = [sys.executable if word == PYTHON else word for word in unit.command]
-    environment = {**environment, **os.environ, **unit.environment}
+    environment = {**os.environ, **unit.environment}
     try:
         done = subprocess.run(
             words,
@@ -71,11 +69,11 @@ def commit() -> str:
     return done.stdout.strip() or "no commit"
 
 
-def judge_all(units: list[Unit], jobs: int, environment: dict[str, str], *, record: bool) -> list[Verdict]:
+def judge_all(units: list[Unit], jobs: int, *, record: bool) -> list[Verdict]:
     """`jobs` at a time, a line for each as it ends; it is written down then."""
     verdicts: list[Verdict] = []
     with ThreadPoolExecutor(jobs) as pool:
-        for done in as_completed([pool.submit(judge, unit, environment) for unit in units]):
+        for done in as_completed([pool.submit(judge, unit) for unit in units]):
             verdict = done.result()
             verdicts.append(verdict)
             if record:
@@ -122,8 +120,7 @@ def main() -> int:
     if options.write or options.all:  # units that are no more
         names = {unit.name for unit in known}
         ledger.write({name: hash_ for name, hash_ in ledger.read().items() if name in names})
-    environment = LONG if options.all else {}
-    verdicts = judge_all(unknown + drawn, options.jobs, environment, record=options.write or options.all)
+    verdicts = judge_all(unknown + drawn, options.jobs, record=options.write or options.all)
     failed = [verdict.unit.name for verdict in verdicts if not verdict.passed]
     print(f"{len(verdicts) - len(failed)} passed, {len(failed)} failed, {time.monotonic() - began:.0f} s")
     for name in failed:

@@ -15,8 +15,6 @@
 // the block before it. Tasks start in the order of the blocks, so whoever is waited for is already running; under a
 // causal mask each block also starts one panel later than the one before it, and hardly any ever waits. Every sum thus
 // has one order, whatever the batch, the threads and the timing: gradients repeat bit for bit.
-#include <atomic>
-
 #include "cpu/flash_attention_tiles.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/launch.h"
@@ -353,7 +351,7 @@ struct Launch {
   const FlashAttentionProblem& p;
   int64_t group;
   const int64_t* panels_before;  // (B + 1) panels of one kv head before each sequence
-  std::atomic<int32_t>* turn;    // (Hkv * panels) the block of keys that may add to a panel's dq now
+  int32_t* turn;                 // (Hkv * panels) the block of keys that may add to a panel's dq now
   int64_t* few_before;           // (B) floats of few rows before each sequence's
   float* few_inv;                // (B * Hkv, kFewRows) 1 / sum of exp(score - top), of the scores formed here
 
@@ -406,8 +404,8 @@ struct Launch {
       const int64_t at = lse_offset(p, s, kv_head * group + row % group) + row / group;
       params.delta[at] = delta[r] - (params.dlse == nullptr ? 0.0f : params.dlse[at]);
     }
-    turn[panel_index(s, kv_head) + panel_number].store(static_cast<int32_t>(panel.first_block()),
-                                                       std::memory_order_relaxed);
+    int32_t& mine = turn[panel_index(s, kv_head) + panel_number];
+    mine = static_cast<int32_t>(panel.first_block());
     if (panel.seen.begin < panel.seen.end) return;
     for (int64_t i = 0; i < kPanel * arena.stride; ++i) arena.queries[i] = 0.0f;
     store_dq(s, kv_head, panel, arena.queries, arena.stride);
@@ -563,10 +561,10 @@ struct Launch {
               int64_t count, const Products& products) const {
     const Arena& arena = products.arena;
     float* sum = dq_sum(arena, index);
-    await_turn(turn[index], static_cast<int32_t>(number));
+    while (__atomic_load_n(&turn[index], __ATOMIC_ACQUIRE) != number) yield();
     products.add_dq(panel, first, count, sum, number == panel.first_block());
     if (number == panel.last_block()) store_dq(s, kv_head, panel, sum, arena.stride);
-    pass_turn(turn[index], static_cast<int32_t>(number + 1));
+    __atomic_store_n(&turn[index], static_cast<int32_t>(number + 1), __ATOMIC_RELEASE);
   }
 
   // dsink from the shares of all blocks, `parts` (blocks, B * Hkv, G), and from dlse, in one order.
@@ -604,7 +602,7 @@ void flash_attention_bwd(const FlashAttentionBwdParams& params) {
     cost += s.queries * p.heads * s.keys;
   }
   const int64_t heads = p.batch * p.kv_heads;
-  auto* turn = scratch<std::atomic<int32_t>>(2, panels_before[p.batch] * p.kv_heads);
+  int32_t* turn = scratch<int32_t>(2, panels_before[p.batch] * p.kv_heads);
   int64_t* few_before = scratch<int64_t>(4, p.batch);
   float* few_inv = scratch<float>(6, heads * kFlashAttentionFewRows);
   bool any_few = false;

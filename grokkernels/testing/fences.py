@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import random
 from collections.abc import Mapping
 
@@ -16,7 +14,6 @@ from grokkernels.testing.case import Arguments
 APART = ("fenced", "padded_rows", "strided", "transposed", "misaligned")
 SHARING = ("expanded", "overlapping", "pooled", "summed")
 LAYOUTS = APART + SHARING
-_NORESERVE = 0x4000  # MAP_NORESERVE of Linux: address space may be more than there is memory
 _MARGIN = 64  # elements on either side: a cache line and more, so that a vector load past the end meets NaN
 
 # How the tensors lie: all in one layout, or each by its name in its own, and the others "fenced".
@@ -37,8 +34,6 @@ def layout_of(layout: Layout, name: str) -> str:
 
 def held(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     """The tensor with numbers that the layout can hold: where places are shared, those of the first elements."""
-    if layout.startswith("far "):
-        return tensor
     strides, _ = _strides_and_offset(tensor, layout)
     if not _shares(tensor, strides):
         return tensor
@@ -55,8 +50,6 @@ class Fence:
     "misaligned" is contiguous and begins one element after a multiple of 16 bytes; "expanded" has a stride of 0 in the
     dim before the last (of a vector: in its only one), "summed" in all; in "overlapping" a row begins in the middle of
     the one before; "drawn N" is any order of the dims, gaps, strides of 0, overlaps and offset, drawn from the seed N.
-    "far N" begins beyond 2^31 elements of its storage, and steps so far in one of its dims that offsets from there are
-    beyond 2^31 too: which dim, and how far, is drawn from N. It takes no more memory than others; on the CPU alone.
     Integers are not expanded, nor do they overlap. The numbers must be such as the layout can hold: see `held`.
     """
 
@@ -71,14 +64,7 @@ class Fence:
 
     def place(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of the tensor in the layout that this name has."""
-        layout = layout_of(self._layout, name)
-        if layout.startswith("far "):
-            assert self._device == "cpu", "memory that is nowhere but in the page table is the host's"
-            poison, view = _far(tensor, random.Random(layout))
-            view.copy_(tensor)
-            self._memory.append((poison, poison.clone()))
-            return view
-        strides, offset = _strides_and_offset(tensor, layout)
+        strides, offset = _strides_and_offset(tensor, layout_of(self._layout, name))
         memory = _poison(_extent(tensor, strides) + offset + 2 * _MARGIN, tensor, self._device)
         view = memory.as_strided(tensor.shape, strides, _MARGIN + offset)
         if _shares(tensor, strides):
@@ -97,46 +83,11 @@ class Fence:
 
 
 def _poison(numel: int, like: torch.Tensor, device: str) -> torch.Tensor:
-    return torch.full((numel,), _poisonous(like), dtype=like.dtype, device=device)
-
-
-def _poisonous(like: torch.Tensor) -> float:
     if like.is_floating_point():
-        return float("nan")
-    return True if like.dtype == torch.bool else torch.iinfo(like.dtype).max
-
-
-def _far(tensor: torch.Tensor, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of poison far from each other (n, elements), and room for the tensor in their midst.
-
-    Between them lies address space without memory, which reads as zeros. An offset that lost its upper bits leads
-    there: the rows are further from a multiple of 2^31 than each is long, and the first has 2^31 elements before it.
-    """
-    dims = [d for d, size in enumerate(tensor.shape) if 1 < size <= 300]
-    apart = rng.choice(dims) if dims else None
-    strides, length = [1] * tensor.dim(), 1
-    for d in reversed(range(tensor.dim())):
-        if d != apart:
-            strides[d] = length
-            length *= max(tensor.shape[d], 1)
-    begin = _MARGIN + rng.choice([0, 0, 0, 1, 2, 3, 8])
-    length += begin + _MARGIN
-    rows, step = 1, length
-    if apart is not None:
-        rows = tensor.shape[apart]
-        # Either a step is too large for 32 bits, signed or not, or its product with the last row is.
-        reach = rng.choice([2**31, 2**32])
-        step = (reach if rows < 64 and rng.random() < 0.5 else reach // (rows - 1)) // 16 * 16
-        step += length // 16 * 16 + rng.choice([16, 48, 17, 40])
-        strides[apart] = step
-    before = 2**31 + rng.choice([0, 16, 48])
-    size = tensor.element_size() * (before + (rows - 1) * step + length)
-    space = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        space.madvise(mmap.MADV_NOHUGEPAGE)  # a row would take two megabytes
-    storage = torch.frombuffer(space, dtype=tensor.dtype)
-    poison = storage.as_strided((rows, length), (step, 1), before).fill_(_poisonous(tensor))
-    return poison, storage.as_strided(tensor.shape, strides, before + begin)
+        return torch.full((numel,), float("nan"), dtype=like.dtype, device=device)
+    if like.dtype == torch.bool:
+        return torch.ones(numel, dtype=torch.bool, device=device)
+    return torch.full((numel,), torch.iinfo(like.dtype).max, dtype=like.dtype, device=device)
 
 
 def _strides_and_offset(tensor: torch.Tensor, layout: str) -> tuple[list[int], int]:

@@ -203,14 +203,12 @@ class _Defect(Exception):
     """A fault that needs no measuring."""
 
 
-def holding(layout: Layout) -> Callable[[str, Any], Any]:
-    """Gives a tensor, by its name, numbers that it can have in the layout; other values pass as they are."""
-    return lambda name, value: held(value, layout_of(layout, name)) if isinstance(value, torch.Tensor) else value
-
-
 def _compared(table: Table, arguments: Arguments, dtype: torch.dtype, backend: str, layout: Layout) -> Compared:
     """Each output and gradient: what it is, from the kernel, from the reference in the dtype and in float64."""
-    hold = holding(layout)
+
+    def hold(name: str, value: Any) -> Any:
+        return held(value, layout_of(layout, name)) if isinstance(value, torch.Tensor) else value
+
     arguments = {name: hold(name, value) for name, value in in_dtype(arguments, dtype).items()}
     oracle_out, oracle_grad, cotangents = run(table.reference, in_float64(arguments), table.grad, None, hold)
     low_out, low_grad, _ = run(table.reference, arguments, table.grad, cotangents, hold)

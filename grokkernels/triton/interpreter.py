@@ -10,9 +10,6 @@ another along other axes, where the error grows. Products are added up eight at 
 own loops: BLAS has an order, and so an error, of its own on every machine and for every number of rows. And like a GPU
 the interpreter says nothing about infinities and NaNs on the way.
 
-An integer has the type that the kernel gives it, as when compiled, not the least that holds it: where a stride fits 32
-bits, its products need not.
-
 Releases before 3.9 round a multiplication and addition twice; 3.6 cannot take an index from an array of one element
 beside numpy 2.4. Both are mended here.
 """
@@ -42,14 +39,6 @@ def narrowed(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint16(0x7FFF), rounded.astype(np.uint16))
-
-
-def typed(value: Any, type_name: str) -> Any:
-    """An argument as its parameter is annotated: an integer of "i32" or "i64"; others as they are."""
-    if type_name not in _INTEGERS or not isinstance(value, int):
-        return value
-    numpy_type, triton_type = _INTEGERS[type_name]
-    return tl.tensor(TensorHandle(np.array([value], numpy_type), triton_type), triton_type)
 
 
 def _is_bf16(value: Any) -> bool:
@@ -147,7 +136,6 @@ def _sum(self: Any, values: Any) -> Any:
     return self.to_tensor(data, values.dtype)
 
 
-_INTEGERS = {"i32": (np.int32, tl.int32), "i64": (np.int64, tl.int64)}
 _DEPTH = 8  # products that a tensor core adds up at once
 _patched: set[str] = set()  # modules whose view of triton.language this launch has patched
 

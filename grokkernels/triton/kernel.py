@@ -121,7 +121,6 @@ class Kernel:
             return
         device = next(value.device for value in values.values() if isinstance(value, torch.Tensor))
         if device.type == "cpu":
-            values = {name: interpreter.typed(v, self.annotations.get(name, "")) for name, v in values.items()}
             self.jit[grid](**values, **options)
             return
         with torch.device(device), getattr(torch, device.type).device(device):

@@ -5,9 +5,8 @@
 
 The key holds what the choice depends on, widths and dtypes; never a number of tokens, so lengths that change from call
 to call are no reason to measure. The file is `$GROKKERNELS_TUNING_DIR` or `~/.cache/grokkernels`, `triton-<GPU>.json`;
-what cannot be written there (one warning says so) is measured again by the next process. `pin` overrules both for as
-long as it is open. In the interpreter, and where GROKKERNELS_TUNING=off, the first configuration, the one predicted to
-be best, is taken.
+what cannot be written there is measured again by the next process. `pin` overrules both for as long as it is open. In
+the interpreter, and where GROKKERNELS_TUNING=off, the first configuration, the one predicted to be best, is taken.
 """
 
 from __future__ import annotations
@@ -17,9 +16,8 @@ import json
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,25 +106,14 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-_unwritable: set[Path] = set()
-
-
 def _write(path: Path, entry: str, config: dict[str, Any]) -> None:
-    """Adds an entry, under a temporary name first: processes side by side may lose one, but never leave half a file."""
+    """Adds an entry; to a temporary name first, so that processes side by side never leave half a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({**_read(path), entry: config}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-    except OSError as error:  # a home that cannot be written to: the choice lives as long as the process
-        if path not in _unwritable:
-            _unwritable.add(path)
-            warnings.warn(f"{path} cannot be written ({error.strerror}): each process measures anew", stacklevel=2)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump({**_read(path), entry: config}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except OSError:  # a home that cannot be written to: the choice lives as long as the process
+        return

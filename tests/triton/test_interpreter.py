@@ -57,12 +57,6 @@ def exp_kernel(x_ptr, N: tl.constexpr):
 
 
 @kernel
-def product_kernel(y_ptr, wide: tl.int64, narrow: tl.int32, FACTOR: tl.constexpr):
-    tl.store(y_ptr, wide * FACTOR)
-    tl.store(y_ptr + 1, (narrow * FACTOR).to(tl.int64))
-
-
-@kernel
 def reduce_kernel(x_ptr, N: tl.constexpr):
     tl.store(x_ptr, tl.sum(tl.load(x_ptr + tl.arange(0, N)), 0))
 
@@ -159,12 +153,6 @@ def test_arithmetic_on_bfloat16_is_refused(wrong: Kernel) -> None:
     """By the mended interpreter, or by Triton itself as the compiler does."""
     with pytest.raises(InterpreterError, match=r"bfloat16: convert to float32 first|but got bf16"):
         wrong[(1,)](torch.ones(16, dtype=torch.bfloat16), N=16)
-
-
-def test_integers_have_the_types_of_their_parameters() -> None:
-    y = torch.zeros(2, dtype=torch.int64)
-    product_kernel[(1,)](y, 2**30, 2**30, FACTOR=4)
-    assert y.tolist() == [2**32, 0]
 
 
 def test_mending_twice_changes_nothing() -> None:

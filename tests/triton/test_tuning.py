@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,7 +26,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Config]:
     monkeypatch.setattr(tuning, "INTERPRETED", False)
     monkeypatch.setattr(tuning, "_file", lambda: tmp_path / "cache" / "triton.json")
     monkeypatch.setattr(tuning, "_known", {})
-    monkeypatch.setattr(tuning, "_unwritable", set())
     monkeypatch.setattr(tuning.triton.testing, "do_bench", bench)
     return measured
 
@@ -62,45 +58,11 @@ def test_the_file(gpu: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_folder_that_cannot_be_written(gpu: list[Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One warning, whatever the number of entries, and the choices live as long as the process."""
     (tmp_path / "file").write_text("")
-    path = tmp_path / "file" / "triton.json"
-    monkeypatch.setattr(tuning, "_file", lambda: path)
-    with pytest.warns(UserWarning, match=re.escape(str(path))) as caught:
-        chosen = [tuning.choose("kernel", (key,), CONFIGS, gpu.append) for key in (1, 1, 2)]
-    assert chosen == 3 * [CONFIGS[1]]
-    assert len(caught) == 1
-    assert len(gpu) == 6
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_full_disk(step: str, gpu: list[Config], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file stays as it was, with nothing beside it."""
-    tuning.choose("kernel", (1,), CONFIGS, gpu.append)
-    path = tuning._file()
-    before = path.read_bytes()
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(tuning.os, step, full)
-    with pytest.warns(UserWarning, match="No space left"):
-        assert tuning.choose("kernel", (2,), CONFIGS, gpu.append) == CONFIGS[1]
-    assert path.read_bytes() == before
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_writers_side_by_side(gpu: list[Config]) -> None:
-    """Whoever reads meanwhile finds a whole file."""
-    path = tuning._file()
-    tuning._write(path, "first", {})
-    with ThreadPoolExecutor(4) as pool:
-        writers = [pool.submit(tuning._write, path, str(n), {}) for n in range(40)]
-        while not all(writer.done() for writer in writers):
-            assert "first" in json.loads(path.read_text())
-    for writer in writers:
-        writer.result()
-    assert list(path.parent.iterdir()) == [path]
+    monkeypatch.setattr(tuning, "_file", lambda: tmp_path / "file" / "triton.json")
+    for _ in range(2):
+        assert tuning.choose("kernel", (1,), CONFIGS, gpu.append) == CONFIGS[1]
+    assert len(gpu) == 3
 
 
 def test_pinned(gpu: list[Config]) -> None:

@@ -120,20 +120,6 @@ def case_tables() -> Iterator[Unit]:
             )
 
 
-def fuzz() -> Iterator[Unit]:
-    """Drawn calls of each table's op on every backend and level here, ten times as many where everything is judged."""
-    tool = dependencies.python([TOOLS / "fuzz.py"])
-    for table in sorted(path.stem for path in (ROOT / "grokkernels" / "testing" / "cases").glob("[!_]*.py")):
-        op = dependencies.op_of(table)
-        kernels = dependencies.native(op, "cpu") | dependencies.native(op, "emulated") | dependencies.triton(op)
-        yield Unit(
-            f"fuzz/{table}",
-            (PYTHON, "tools/fuzz.py", "--op", table),
-            frozenset(kernels | dependencies.contract(op) | tool),
-            (cxx(), package("torch"), package("triton"), package("numpy")),
-        )
-
-
 def schedules() -> Iterator[Unit]:
     """Each op's CUDA kernels under random schedules of the emulated device."""
     for op, architecture in places():
@@ -259,7 +245,6 @@ def tracked(top: str) -> list[Path]:
 
 KINDS = (
     case_tables,
-    fuzz,
     schedules,
     kernels_as_ptx,
     triton_ptx,

@@ -10,7 +10,6 @@ namespace {
 
 Pool g_pool = {[] { return 1; }, [](int64_t n, RangeFn fn, void* context) { fn(0, n, context); }};
 std::atomic<bool> g_forked{false};
-constexpr int kYields = 32;  // before a thread sleeps: some microseconds on a core that nobody else wants
 
 // A forked child inherits the pool's bookkeeping but none of its threads: waiting for them would hang forever.
 const int g_watch_forks = pthread_atfork(nullptr, nullptr, [] { g_forked.store(true); });
@@ -29,17 +28,6 @@ void run_region(int64_t n, RangeFn fn, void* context) {
   g_pool.run(n, fn, context);
 }
 
-void await_turn(const std::atomic<int32_t>& turn, int32_t mine) {
-  for (int round = 0; round < kYields; ++round) {
-    if (turn.load(std::memory_order_acquire) == mine) return;
-    sched_yield();
-  }
-  for (int32_t now; (now = turn.load(std::memory_order_acquire)) != mine;) turn.wait(now, std::memory_order_relaxed);
-}
-
-void pass_turn(std::atomic<int32_t>& turn, int32_t next) {
-  turn.store(next, std::memory_order_release);
-  turn.notify_all();
-}
+void yield() { sched_yield(); }
 
 }  // namespace grokkernels::cpu

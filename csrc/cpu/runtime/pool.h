@@ -3,7 +3,6 @@
 // set_pool says otherwise.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 
 namespace grokkernels::cpu {
@@ -23,9 +22,7 @@ int num_threads();
 
 void run_region(int64_t n, RangeFn fn, void* context);
 
-// Threads of a region that go one after another: `await_turn` returns once `turn` is `mine`, `pass_turn` sets it. A
-// short wait spins, a longer one sleeps: whoever is waited for may have lost its core to another program.
-void await_turn(const std::atomic<int32_t>& turn, int32_t mine);
-void pass_turn(std::atomic<int32_t>& turn, int32_t next);
+// Lets other threads run: for the body of a loop that waits for one of them.
+void yield();
 
 }  // namespace grokkernels::cpu

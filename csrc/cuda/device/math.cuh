@@ -30,9 +30,6 @@ GK_DEVICE float rsqrt_approx(float x) {
   return y;
 }
 
-// Rounded: never one step with the addition that follows.
-GK_DEVICE float product(float a, float b) { return __fmul_rn(a, b); }
-
 // Absolute error up to 2^-11: for bfloat16 and float16 results only.
 GK_DEVICE float tanh_approx(float x) {
   float y;

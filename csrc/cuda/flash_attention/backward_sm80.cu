@@ -382,8 +382,7 @@ __global__ void __launch_bounds__(kSinkThreads)
   for (int64_t i = threadIdx.x; i < batch * p.queries; i += kSinkThreads) {
     const int64_t at = (i / p.queries * p.heads + head) * p.queries + i % p.queries;
     const float share = params.workspace[at] - (params.dlse == nullptr ? 0.0f : params.dlse[at]);
-    const float weight = exp2_approx(fmaf(p.sinks[head], kLog2E, -product(params.top[at], kLog2E))) * params.inv[at];
-    sum -= static_cast<double>(weight) * static_cast<double>(share);
+    sum -= static_cast<double>(expf(p.sinks[head] - params.top[at]) * params.inv[at]) * static_cast<double>(share);
   }
   sum = block_sum<kSinkThreads>(sum, reinterpret_cast<double*>(dynamic_shared()));
   if (threadIdx.x == 0) params.dsinks[head] = static_cast<float>(sum);

@@ -5,7 +5,7 @@
 
 namespace grokkernels::attention {
 
-// Of folded row `row` of sequence s with running maximum `top` (raw) and sum `total` of exp2(factor * raw - its shift):
+// Of folded row `row` of sequence s with running maximum `top` (raw) and sum `total` of exp2(factor * (raw - top)):
 // what its o is multiplied by. `there`: the row exists; `writes`: this thread also writes its lse, top and inv. `top`
 // is given to the backward pass in natural units and `inv` belongs to its rounded value, so that exp2(factor * raw -
 // top * log2(e)) * inv is p there.
@@ -20,8 +20,8 @@ GK_DEVICE float finish_row(const FlashAttentionFwdParams& params, const ScoreRul
   float highest = fmaxf(largest, sink_score);
   const bool dead = highest == -INFINITY;
   if (dead) highest = 0.0f;
-  const float shift = product(highest, kLog2E);
-  const float scaled = exp2_approx(rule.shift(top) - shift);
+  const float shift = highest * kLog2E;
+  const float scaled = exp2_approx(fmaf(top, rule.factor, -shift));
   const float denominator = fmaf(total, scaled, sink ? exp2_approx(fmaf(sink_score, kLog2E, -shift)) : 0.0f);
   if (there && writes) {
     const int64_t at = lse_offset(p, s, head) + row / group;

@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
         for (int r = 0; r < 2; ++r) {
           // 1 where it stays; a row without a key so far is left alone
           const float rescale =
-              kMasked && largest[m][r] == -INFINITY ? 1.0f : exp2_approx(rule.shift(top[m][r]) - rule.shift(largest[m][r]));
+              kMasked && largest[m][r] == -INFINITY ? 1.0f : exp2_approx((top[m][r] - largest[m][r]) * rule.factor);
           sum[m][r] *= rescale;
 #pragma unroll
           for (int d = 0; d < kColumns; ++d) {
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(Shape<T, kDim, kScores>::kThreads, 1)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         top[m][r] = largest[m][r];
-        const float shift = kMasked && top[m][r] == -INFINITY ? 0.0f : rule.shift(top[m][r]);
+        const float shift = kMasked && top[m][r] == -INFINITY ? 0.0f : top[m][r] * rule.factor;
 #pragma unroll
         for (int j = 0; j < kKeyBlocks; ++j)
 #pragma unroll

@@ -242,12 +242,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int j = 0; j < kKeys / 8; ++j)
         largest = fmaxf(fmaxf(largest, scores[4 * j + 2 * r]), scores[4 * j + 2 * r + 1]);
       largest = warp_max<4>(largest);
-      const float fall = rule.shift(top[r]) - rule.shift(largest);
+      const float fall = (top[r] - largest) * rule.factor;
       const bool grown = fall < -kGrowth;
       if (!grown) largest = top[r];
       rescale[r] = grown ? exp2_approx(fall) : 1.0f;
       top[r] = largest;
-      const float shift = kMasked && largest == -INFINITY ? 0.0f : rule.shift(largest);
+      const float shift = kMasked && largest == -INFINITY ? 0.0f : largest * rule.factor;
       float part = 0.0f;
 #pragma unroll
       for (int j = 0; j < kKeys / 8; ++j)

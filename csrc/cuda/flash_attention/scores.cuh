@@ -118,11 +118,7 @@ struct ScoreRule {
     return fmaf(-row.slope, fabsf(distance), x * row.temperature);
   }
 
-  // What is taken from factor * raw before the exponential: the largest score, rounded. Wherever two of them are compared,
-  // both are the numbers that the exponentials were taken with.
-  GK_DEVICE float shift(float top) const { return product(top, factor); }
-
-  // raw(), with d score / d q.k divided by the scale.
+  // The same, with d score / d q.k divided by the scale.
   GK_DEVICE float raw_and_slope(float qk, const Query& row, float distance, float& slope) const {
     slope = 1.0f;
     if constexpr (kScores == Scores::plain) return qk;

@@ -12,7 +12,6 @@ GK_DEVICE float exp2_approx(float x) { return flush(std::exp2(flush(x))); }
 GK_DEVICE float log2_approx(float x) { return flush(std::log2(flush(x))); }
 GK_DEVICE float reciprocal_approx(float x) { return flush(1.0f / flush(x)); }
 GK_DEVICE float rsqrt_approx(float x) { return flush(1.0f / std::sqrt(flush(x))); }
-GK_DEVICE float product(float a, float b) { return a * b; }
 GK_DEVICE float tanh_approx(float x) { return std::tanh(x); }
 
 }  // namespace grokkernels::device
